@@ -1,0 +1,1 @@
+"""Model, training, evaluation, export and inference: a module for each verb that a user types."""

@@ -1,0 +1,94 @@
+"""What a training run is: presets, and the configuration that they and the command line make together."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from pipelines.dataset import Layout
+from pipelines.errors import InputError
+from pipelines.sampling import Sampling
+
+Preset = Literal["demo", "paper", "fast"]
+Device = Literal["auto", "cpu", "cuda"]
+Compile = Literal["auto", "on", "off"]
+Schedule = Literal["constant", "one-cycle"]
+
+SMALLEST_IMAGE = 75  # the network's last reduction has no pixel left below
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Every choice of a run, resolved; RUN/config.json holds it. Defaults are the study's (preset `paper`)."""
+
+    data: str | None = None
+    layout: Layout = "auto"
+    val_fraction: float = 0.1
+    allow_bad: bool = False
+    preset: Preset = "paper"
+    seed: int = 0
+
+    image_size: int = 320
+    width: float = 1.0
+    dropout: float = 0.2
+    init: str | None = None
+
+    epochs: int = 20
+    batch_size: int = 32
+    lr: float = 0.001
+    schedule: Schedule = "constant"
+    patience: int | None = 3
+    sampling: Sampling = "oversample"
+    oversample_target: int | None = None
+    class_weights: bool = False
+    augment: bool = True
+
+    amp: bool = False
+    device: Device = "auto"
+    compile: Compile = "auto"
+    checkpoint_steps: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr", "width", "checkpoint_steps"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+        if self.batch_size < 2:
+            raise InputError("--batch-size 1: batch norm needs 2 pictures or more")
+        if self.image_size < SMALLEST_IMAGE:
+            raise InputError(f"--image-size {self.image_size}: the network takes {SMALLEST_IMAGE} pixels or more")
+        if not 0 < self.val_fraction < 1:
+            raise InputError(f"--val-fraction {self.val_fraction}: must lie between 0 and 1")
+        if self.oversample_target is not None and self.oversample_target < 1:
+            raise InputError(f"--oversample-target {self.oversample_target}: must be above 0")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"--patience {self.patience}: must be above 0")
+        if self.seed < 0:
+            raise InputError(f"--seed {self.seed}: must not be negative")
+
+    @classmethod
+    def load(cls, values: dict[str, Any]) -> "Config":
+        """From the mapping that config.json holds."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+    def values(self) -> dict[str, Any]:
+        """As plain data, for config.json."""
+        return asdict(self)
+
+
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "paper": {},
+    "fast": {"schedule": "one-cycle", "lr": 0.003, "patience": None},
+    "demo": {
+        "schedule": "one-cycle",
+        "lr": 0.004,
+        "patience": None,
+        "image_size": 80,
+        "width": 0.25,
+        "epochs": 16,
+        "sampling": "uniform",
+    },
+}
+
+
+def resolve(preset: Preset, given: dict[str, Any]) -> Config:
+    """The preset's configuration with what the command line gives (values that are not None) put over it."""
+    return Config(**{**PRESETS[preset], "preset": preset, **{k: v for k, v in given.items() if v is not None}})

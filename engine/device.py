@@ -1,0 +1,66 @@
+"""The device, decided once: everything below takes what is decided here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from engine.config import Compile, Device
+from pipelines.augment import PictureSpec
+from pipelines.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and in which arithmetic a run computes.
+
+    Attributes:
+        device: of the network.
+        amp: type of automatic mixed precision; None: float32.
+        scaled: whether gradients need a scaler (float16).
+        compiled: whether the network goes through torch.compile.
+        notes: what was decided against expectation, a line each.
+    """
+
+    device: torch.device
+    amp: torch.dtype | None
+    scaled: bool
+    compiled: bool
+    notes: tuple[str, ...]
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
+
+    def spec(self, size: int) -> PictureSpec:
+        """What the pipeline shall hand over."""
+        placement: Literal["cpu", "gpu"] = "gpu" if self.device.type == "cuda" else "cpu"
+        threads = 4 if placement == "gpu" else max(1, torch.get_num_threads())
+        return PictureSpec(size, placement, half=placement == "gpu" and self.amp is not None, threads=threads)
+
+
+def decide(device: Device, amp: bool, compile: Compile) -> Placement:
+    """The placement for what the user asks.
+
+    Raises:
+        InputError: CUDA is asked for and there is none.
+    """
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        why = "this torch is built without CUDA" if torch.version.cuda is None else "no usable GPU or driver was found"
+        raise InputError(f"--device cuda: {why}")
+    if device == "cuda" or (device == "auto" and cuda):
+        half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return Placement(
+            torch.device("cuda", 0), half if amp else None, amp and half == torch.float16, compile != "off", ()
+        )
+    notes = []
+    if amp and not cpu_has_bfloat16():
+        notes.append("amp: this CPU does not compute in bfloat16 (AVX-512 BF16 or AMX); float32 is faster and used")
+        amp = False
+    return Placement(torch.device("cpu"), torch.bfloat16 if amp else None, False, compile == "on", tuple(notes))
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU has instructions for products in bfloat16; without them it is emulated, slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,71 @@
+"""The network's answers for the rows of a split, and the figures that follow from them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import kernels
+from engine.device import Placement
+from engine.metrics import per_label, scores, tuned_thresholds
+from pipelines.dataset import Dataset
+from pipelines.loader import PADDING, PictureStream
+
+
+class Stopped(Exception):
+    """The user asked to stop in the middle."""
+
+
+def predict(
+    model: nn.Module,
+    stream: PictureStream,
+    placement: Placement,
+    labels: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    """Logits (float32 [rows, labels], on the CPU) and row numbers of every picture of a stream, each once.
+
+    Raises:
+        Stopped: `stopped` became true.
+    """
+    model.eval()
+    logits, rows = [], []
+    with torch.inference_mode():
+        for batch in stream.batches():
+            if stopped():
+                raise Stopped
+            with placement.autocast():
+                answer = model(batch.images)
+            logits.append(answer.float().cpu())
+            rows.append(batch.rows.clone())
+    if not rows:
+        return torch.empty(0, labels), np.empty(0, np.int64)
+    row = torch.cat(rows)
+    kept = row != PADDING
+    return torch.cat(logits)[kept], row[kept].numpy()
+
+
+def mean_loss(logits: torch.Tensor, targets: NDArray[np.bool_]) -> float:
+    """Binary cross-entropy, unweighted, the mean over rows and labels."""
+    return float(kernels.sigmoid_bce(logits, torch.from_numpy(targets)))
+
+
+def figures(logits: torch.Tensor, targets: NDArray[np.bool_], dataset: Dataset) -> tuple[dict[str, Any], list[float]]:
+    """The content of report.json for a split, and the thresholds tuned on it."""
+    probabilities = torch.sigmoid(logits).numpy()
+    thresholds = tuned_thresholds(probabilities, targets)
+    half, tuned = scores(probabilities, targets), scores(probabilities, targets, thresholds)
+    report = {
+        "rows": len(targets),
+        "loss": mean_loss(logits, targets),
+        "micro_f1": half.micro_f1,
+        "macro_f1": half.macro_f1,
+        "map": half.map,
+        "tuned": {"micro_f1": tuned.micro_f1, "macro_f1": tuned.macro_f1},
+        "labels": per_label(dataset.labels, probabilities, targets),
+        "labels_tuned": per_label(dataset.labels, probabilities, targets, thresholds),
+    }
+    return report, [float(t) for t in thresholds]

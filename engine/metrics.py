@@ -1,0 +1,82 @@
+"""Figures of merit for multi-label predictions, from a library, and per-label decision thresholds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, precision_recall_fscore_support
+
+FEW_POSITIVES = 20  # a label with fewer shares the threshold that suits all labels together
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """micro_f1 and macro_f1 at the thresholds given; mean average precision over labels that occur."""
+
+    micro_f1: float
+    macro_f1: float
+    map: float
+
+
+def scores(probabilities: NDArray[np.float32], targets: NDArray[np.bool_], thresholds: Any = 0.5) -> Scores:
+    """Scores of [rows, labels] probabilities; a label that neither occurs nor is predicted counts 0 in macro_f1."""
+    decided = probabilities >= thresholds
+    return Scores(
+        float(f1_score(targets, decided, average="micro", zero_division=0)),
+        float(f1_score(targets, decided, average="macro", zero_division=0)),
+        float(np.nanmean(average_precision(probabilities, targets))) if targets.any() else 0.0,
+    )
+
+
+def average_precision(probabilities: NDArray[np.float32], targets: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[labels]; nan for a label without a positive row."""
+    return np.array(
+        [
+            average_precision_score(targets[:, i], probabilities[:, i]) if targets[:, i].any() else np.nan
+            for i in range(targets.shape[1])
+        ]
+    )
+
+
+def per_label(
+    labels: tuple[str, ...], probabilities: NDArray[np.float32], targets: NDArray[np.bool_], thresholds: Any = 0.5
+) -> list[dict[str, Any]]:
+    """precision, recall, f1, ap and support of each label, in label order; ap is None without a positive row."""
+    precision, recall, f1, support = precision_recall_fscore_support(
+        targets, probabilities >= thresholds, average=None, zero_division=0, labels=range(len(labels))
+    )
+    ap = average_precision(probabilities, targets)
+    return [
+        {
+            "label": label,
+            "precision": float(precision[i]),
+            "recall": float(recall[i]),
+            "f1": float(f1[i]),
+            "ap": None if np.isnan(ap[i]) else float(ap[i]),
+            "support": int(support[i]),
+        }
+        for i, label in enumerate(labels)
+    ]
+
+
+def tuned_thresholds(probabilities: NDArray[np.float32], targets: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """[labels] thresholds of best F1; a rare label, whose own best would be chance, takes that of all labels pooled."""
+    pooled = _best_threshold(probabilities.ravel(), targets.ravel())
+    return np.array(
+        [
+            _best_threshold(probabilities[:, i], targets[:, i]) if targets[:, i].sum() >= FEW_POSITIVES else pooled
+            for i in range(targets.shape[1])
+        ],
+        np.float32,
+    )
+
+
+def _best_threshold(probabilities: NDArray[np.float32], targets: NDArray[np.bool_]) -> float:
+    if not targets.any():
+        return 0.5
+    precision, recall, thresholds = precision_recall_curve(targets, probabilities)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    best = int(f1[:-1].argmax())
+    below = thresholds[best - 1] if best > 0 else 0.0
+    return float((thresholds[best] + below) / 2)  # halfway to the next score: not on a picture's own

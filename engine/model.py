@@ -1,0 +1,167 @@
+"""Inception-ResNet-v1 for multi-label classification.
+
+Szegedy, Ioffe, Vanhoucke and Alemi, "Inception-v4, Inception-ResNet and the Impact of Residual Connections on
+Learning", 2016 (arXiv:1602.07261), section 3.2, figures 10 to 14. Parameter names follow the published PyTorch weights
+of this network, so that a checkpoint says where each tensor belongs.
+
+Feature maps for a 320×320 picture at width 1:
+
+    stem            320×320×3  → 37×37×256
+    repeat_1        5 blocks A, scale 0.17
+    mixed_6a        37×37×256  → 18×18×896
+    repeat_2        10 blocks B, scale 0.10
+    mixed_7a        18×18×896  → 8×8×1792
+    repeat_3        5 blocks C, scale 0.20
+    head            average over the map, dropout, linear to the labels
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+import kernels
+
+Conv = tuple[int, int | tuple[int, int], int, int | tuple[int, int]]  # channels out, kernel, stride, padding
+
+
+class ConvNormRelu(nn.Module):
+    """Convolution without bias, batch norm (eps 0.001), ReLU."""
+
+    def __init__(self, channels_in: int, conv: Conv) -> None:
+        super().__init__()
+        channels, kernel, stride, padding = conv
+        self.conv = nn.Conv2d(channels_in, channels, kernel, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(channels, eps=0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu_(self.bn(self.conv(x)))
+
+
+def chain(channels_in: int, convs: Iterable[Conv]) -> nn.Module:
+    """Convolutions one after the other; a single one stands for itself, without an index in its name."""
+    layers: list[nn.Module] = []
+    for conv in convs:
+        layers.append(ConvNormRelu(channels_in, conv))
+        channels_in = conv[0]
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+
+class InceptionResidual(nn.Module):
+    """relu(x + scale · conv1×1(concatenated branches)); figures 10, 11 and 13 of the paper."""
+
+    def __init__(self, channels: int, branches: list[list[Conv]], scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.branches = len(branches)
+        for i, convs in enumerate(branches):
+            self.add_module(f"branch{i}", chain(channels, convs))
+        self.conv2d = nn.Conv2d(sum(convs[-1][0] for convs in branches), channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = torch.cat([self.get_submodule(f"branch{i}")(x) for i in range(self.branches)], 1)
+        return kernels.residual_add_relu(x, self.conv2d(mixed), self.scale)
+
+
+class Reduction(nn.Module):
+    """Strided branches beside a max pool, concatenated; figures 7 and 12 of the paper."""
+
+    def __init__(self, channels: int, branches: list[list[Conv]]) -> None:
+        super().__init__()
+        self.branches = len(branches)
+        for i, convs in enumerate(branches):
+            self.add_module(f"branch{i}", chain(channels, convs))
+        self.add_module(f"branch{self.branches}", nn.MaxPool2d(3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.get_submodule(f"branch{i}")(x) for i in range(self.branches + 1)], 1)
+
+
+class InceptionResNetV1(nn.Module):
+    """Inception-ResNet-v1 with one logit a label.
+
+    Args:
+        num_classes: number of labels.
+        width: factor on all channel counts, rounded to multiples of 8.
+        dropout: probability before the last layer.
+
+    Raises:
+        ValueError: a width that is not above 0, or no labels.
+    """
+
+    def __init__(self, num_classes: int, width: float = 1.0, dropout: float = 0.2) -> None:
+        super().__init__()
+        if num_classes < 1 or not width > 0:
+            raise ValueError(f"num_classes={num_classes} and width={width}: both must be above 0")
+
+        def w(channels: int) -> int:
+            return max(8, round(channels * width / 8) * 8)
+
+        self.conv2d_1a = ConvNormRelu(3, (w(32), 3, 2, 0))
+        self.conv2d_2a = ConvNormRelu(w(32), (w(32), 3, 1, 0))
+        self.conv2d_2b = ConvNormRelu(w(32), (w(64), 3, 1, 1))
+        self.maxpool_3a = nn.MaxPool2d(3, 2)
+        self.conv2d_3b = ConvNormRelu(w(64), (w(80), 1, 1, 0))
+        self.conv2d_4a = ConvNormRelu(w(80), (w(192), 3, 1, 0))
+        self.conv2d_4b = ConvNormRelu(w(192), (w(256), 3, 2, 0))
+
+        a = w(256)
+        b = a + w(384) + w(256)
+        c = b + w(384) + w(256) + w(256)
+        block_a: list[list[Conv]] = [
+            [(w(32), 1, 1, 0)],
+            [(w(32), 1, 1, 0), (w(32), 3, 1, 1)],
+            [(w(32), 1, 1, 0), (w(32), 3, 1, 1), (w(32), 3, 1, 1)],
+        ]
+        block_b: list[list[Conv]] = [
+            [(w(128), 1, 1, 0)],
+            [(w(128), 1, 1, 0), (w(128), (1, 7), 1, (0, 3)), (w(128), (7, 1), 1, (3, 0))],
+        ]
+        block_c: list[list[Conv]] = [
+            [(w(192), 1, 1, 0)],
+            [(w(192), 1, 1, 0), (w(192), (1, 3), 1, (0, 1)), (w(192), (3, 1), 1, (1, 0))],
+        ]
+        self.repeat_1 = nn.Sequential(*(InceptionResidual(a, block_a, 0.17) for _ in range(5)))
+        self.mixed_6a = Reduction(
+            a, [[(w(384), 3, 2, 0)], [(w(192), 1, 1, 0), (w(192), 3, 1, 1), (w(256), 3, 2, 0)]]
+        )
+        self.repeat_2 = nn.Sequential(*(InceptionResidual(b, block_b, 0.10) for _ in range(10)))
+        self.mixed_7a = Reduction(
+            b,
+            [
+                [(w(256), 1, 1, 0), (w(384), 3, 2, 0)],
+                [(w(256), 1, 1, 0), (w(256), 3, 2, 0)],
+                [(w(256), 1, 1, 0), (w(256), 3, 1, 1), (w(256), 3, 2, 0)],
+            ],
+        )
+        self.repeat_3 = nn.Sequential(*(InceptionResidual(c, block_c, 0.20) for _ in range(5)))
+        self.dropout = nn.Dropout(dropout)
+        self.logits = nn.Linear(c, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """He initialisation (He et al. 2015, section 2.2); biases 0, batch norm the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] normalised pictures, H and W at least 75, to pooled features [N, 1792·width]."""
+        x = self.conv2d_2b(self.conv2d_2a(self.conv2d_1a(images)))
+        x = self.conv2d_4b(self.conv2d_4a(self.conv2d_3b(self.maxpool_3a(x))))
+        x = self.repeat_2(self.mixed_6a(self.repeat_1(x)))
+        x = self.repeat_3(self.mixed_7a(x))
+        return x.mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] normalised pictures to logits [N, labels]."""
+        logits: Tensor = self.logits(self.dropout(self.forward_features(images)))
+        return logits
+
+    def compilable(self) -> Iterator[nn.Module]:
+        """The parts that are compiled one by one: equal blocks share one compilation."""
+        for stage in (self.repeat_1, self.repeat_2, self.repeat_3):
+            yield from stage
+        yield from (self.mixed_6a, self.mixed_7a)

@@ -1,0 +1,119 @@
+"""A run's folder: where each file lies, and how it is written so that nothing is ever half there."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.cache import replace_file
+from pipelines.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The folder of one training run."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "checkpoints" / "best.pt"
+
+    @property
+    def thresholds(self) -> Path:
+        return self.folder / "thresholds.json"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.json"
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    @property
+    def rejected(self) -> Path:
+        return self.folder / "rejected.csv"
+
+    def create(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            InputError: it has a run in it already, or cannot be written.
+        """
+        if self.config.exists():
+            raise InputError(f"{self.folder}: there is a run in it; --resume {self.folder} continues it")
+        try:
+            self.last.parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / "figures").mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written: {error.strerror}") from None
+
+    def read_config(self) -> dict[str, Any]:
+        """The content of config.json.
+
+        Raises:
+            InputError: there is no run in the folder.
+        """
+        try:
+            content: dict[str, Any] = json.loads(self.config.read_text())
+        except FileNotFoundError:
+            raise InputError(f"{self.folder}: no run in it (config.json is missing)") from None
+        except ValueError as error:
+            raise InputError(f"{self.config}: not JSON: {error}") from None
+        return content
+
+    def metric_lines(self) -> list[dict[str, Any]]:
+        """A mapping an epoch."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
+
+    def write_metrics(self, lines: Iterable[dict[str, Any]]) -> None:
+        """All epochs' lines."""
+        with replace_file(self.metrics) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON that a person can read, whole or not at all."""
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Tensors and plain values to a file, whole or not at all."""
+    with replace_file(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What `save_checkpoint` wrote.
+
+    Raises:
+        InputError: no such file, or it is damaged or holds more than tensors and plain values.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such checkpoint") from None
+    except Exception as error:  # whatever a damaged file makes of the reader
+        raise InputError(f"{path}: not a usable checkpoint ({type(error).__name__})") from None
+    return state

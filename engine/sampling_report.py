@@ -1,0 +1,37 @@
+"""Pictures a label before and after sampling, for the log and for RUN/sampling.csv."""
+
+import csv
+
+import numpy as np
+
+from engine.config import Config
+from engine.run import Run
+from pipelines.dataset import Dataset
+from pipelines.sampling import epoch_rows, oversample_target
+
+SHOWN = 5  # labels of either end in the log
+
+
+def sampling_report(dataset: Dataset, config: Config, run: Run) -> list[str]:
+    """Lines for the log; none for uniform sampling. Writes all labels' counts to the run's folder."""
+    if config.sampling == "uniform":
+        return []
+    targets = dataset.targets[dataset.splits["train"]]
+    drawn = epoch_rows(targets, config.sampling, config.seed, 0, config.oversample_target)
+    before, after = targets.sum(0), targets[drawn].sum(0)
+    with (run.folder / "sampling.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = zip(dataset.labels, before.tolist(), after.tolist(), strict=True)
+        csv.writer(file).writerows([("label", "before", "after"), *rows])
+    lines = []
+    if config.sampling == "oversample":
+        target = config.oversample_target or oversample_target(len(targets))
+        scaled = config.oversample_target is None and target != oversample_target(10**9)
+        why = f" (the study's 2,500 of 30,000 pictures, scaled to {len(targets):,})" if scaled else ""
+        lines.append(f"oversample: at least {target:,} pictures a label{why}")
+    order = np.argsort(before, kind="stable")
+    order = order if len(order) <= 2 * SHOWN else np.concatenate([order[:SHOWN], order[-SHOWN:]])
+    counts = ", ".join(f"{dataset.labels[i]} {before[i]:,} → {after[i]:,}" for i in order)
+    lines.append(
+        f"{config.sampling}: {len(targets):,} → {len(drawn):,} rows an epoch ({len(drawn) / len(targets):.2f}×); {counts}"
+    )
+    return lines

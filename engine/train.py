@@ -1,0 +1,254 @@
+"""python -m engine.train: a folder of photographs and a table of labels in, a trained network out."""
+
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from engine import command
+from engine.config import Compile, Config, Device, Preset, resolve
+from pipelines.dataset import Layout
+from pipelines.errors import InputError
+from pipelines.sampling import Sampling
+
+if TYPE_CHECKING:
+    from engine.device import Placement
+    from engine.run import Run
+    from pipelines.dataset import Dataset
+
+MAY_CHANGE = ("epochs", "device", "compile")  # on --resume; anything else would make it another run
+NAMED = 10  # rejected pictures that are printed; the run's folder names all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Trains Inception-ResNet-v1 on pictures with several labels each. Options left out are the preset's."""
+
+    data: Path | None = None
+    """Folder of the data set; without it, the embedded sample data set."""
+    format: Layout = "auto"
+    """Layout of the data set."""
+    preset: Preset | None = None
+    """demo: small, for a laptop; paper: the study as it stands; fast: one-cycle schedule. Without a GPU: demo."""
+    out: Path | None = None
+    """Folder of the run; by default a new one below runs/."""
+    resume: Path | None = None
+    """Folder of a run to go on with; only --epochs, --device and --compile may be given beside it."""
+    amp: bool = False
+    """Automatic mixed precision."""
+    epochs: int | None = None
+    """Passes over the training pictures."""
+    batch_size: int | None = None
+    """Pictures a step."""
+    image_size: int | None = None
+    """Side of the square picture that the network is given, in pixels."""
+    width: float | None = None
+    """Factor on the network's channels."""
+    lr: float | None = None
+    """Learning rate; of a schedule, its peak."""
+    patience: int | None = None
+    """Epochs without a lower validation loss after which training stops."""
+    seed: int | None = None
+    """Of initialisation, split, sampling and augmentation."""
+    sampling: Sampling | None = None
+    """uniform: each picture once an epoch; oversample: rare labels' pictures repeated; weighted: drawn by rarity."""
+    oversample_target: int | None = None
+    """Pictures that each label shall have when oversampling; by default 2,500, scaled down below 30,000 pictures."""
+    class_weights: bool = False
+    """Weigh positive cases in the loss by negatives / positives of the label."""
+    augment: bool = True
+    """Flip, rotation, crop and colour jitter."""
+    device: Device | None = None
+    """Where to train; auto: CUDA where there is a usable GPU."""
+    compile: Compile | None = None
+    """torch.compile; auto: on CUDA only."""
+    init: Path | None = None
+    """Checkpoint to take weights from; a head for other labels starts anew."""
+    val_fraction: float | None = None
+    """Share of the training pictures that is split off where the data set has no validation split."""
+    allow_bad: bool = False
+    """Train even where more than 5 % of the pictures are missing or damaged."""
+    checkpoint_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Save every N steps, beside the end of each epoch."""
+
+    def given(self) -> dict[str, Any]:
+        """Names and values that differ from the defaults."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+
+def main() -> int:
+    """Parses the command line and trains; the exit status."""
+    arguments = tyro.cli(Arguments, prog="python -m engine.train")
+    return train(arguments)
+
+
+def train(arguments: Arguments) -> int:
+    """Trains as the command line says; the exit status.
+
+    Raises:
+        InputError: bad input, told in one line.
+    """
+    from engine.evaluate import Stopped
+    from engine.progress import say
+    from engine.trainer import Trainer
+
+    run, config, resumed = _run_and_config(arguments)
+    from engine.device import decide
+
+    placement = decide(config.device, config.amp, config.compile)
+    for note in placement.notes:
+        say(note)
+    dataset = _dataset(config)
+    config = _fitting_batch(config, dataset)
+    if resumed is None:
+        run.create()
+        _record(run, config, dataset)
+    elif resumed["fingerprint"] != dataset.fingerprint():
+        raise InputError(f"{dataset.root}: the data set has changed since {run.folder} began")
+    _describe(run, config, dataset, placement)
+    with command.Interrupt() as interrupt:
+        trainer = Trainer(config, dataset, placement, run, interrupt)
+        if resumed is not None:
+            trainer.restore()
+        elif config.init is not None:
+            from engine.weights import load_weights
+
+            say(load_weights(trainer.model, Path(config.init)))
+        try:
+            trainer.fit()
+        except Stopped:
+            say(f"stopped and saved; go on with: python -m engine.train --resume {run.folder}")
+            return command.INTERRUPTED
+    _summarise(run)
+    return command.OK
+
+
+def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any] | None]:
+    """The run, its configuration, and what config.json holds if it is one to go on with."""
+    from datetime import datetime
+
+    from engine.progress import say
+    from engine.run import Run
+
+    given = arguments.given()
+    if arguments.resume is not None:
+        fixed = [name for name in given if name not in ("resume", *MAY_CHANGE)]
+        if fixed:
+            raise InputError(f"--{fixed[0].replace('_', '-')} cannot be given with --resume: it would be another run")
+        run = Run(arguments.resume)
+        content = run.read_config()
+        given.pop("resume")
+        return run, replace(Config.load(content), **given), content
+    preset = arguments.preset
+    if preset is None:
+        import torch
+
+        preset = "paper" if torch.cuda.is_available() else "demo"
+        say(f"preset {preset}, since there is {'a' if preset == 'paper' else 'no'} GPU; --preset chooses another")
+    for name in ("preset", "out"):
+        given.pop(name, None)
+    given["layout"] = given.pop("format", None)
+    for name in ("data", "init"):
+        if name in given:
+            given[name] = str(given[name].absolute())
+    out = arguments.out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{preset}"
+    return Run(out), resolve(preset, given), None
+
+
+def _dataset(config: Config) -> "Dataset":
+    from engine.progress import bar, say
+    from pipelines.read import read_dataset
+
+    if config.data is not None:
+        root = Path(config.data)
+    else:
+        from pipelines.sample import ensure_sample
+
+        with bar("drawing the sample data set") as advance:
+            root = ensure_sample(progress=lambda done, total: advance(done, total, ""))
+        say(f"no --data: the sample data set in {root}")
+    with bar("checking pictures") as advance:
+        dataset = read_dataset(
+            root,
+            config.layout,
+            config.val_fraction,
+            config.seed,
+            config.allow_bad,
+            progress=lambda done, total: advance(done, total, ""),
+        )
+    say(dataset.summary())
+    for note in dataset.notes:
+        say(f"note: {note}")
+    for rejected in dataset.rejected[:NAMED]:
+        say(f"left out: {rejected.file}: {rejected.reason}")
+    if len(dataset.rejected) > NAMED:
+        say(f"left out: {len(dataset.rejected):,} pictures in all; rejected.csv in the run's folder names them")
+    return dataset
+
+
+def _fitting_batch(config: Config, dataset: "Dataset") -> Config:
+    """The configuration with a batch no larger than an epoch."""
+    from engine.progress import say
+    from pipelines.sampling import epoch_rows
+
+    targets = dataset.targets[dataset.splits["train"]]
+    rows = len(epoch_rows(targets, config.sampling, config.seed, 0, config.oversample_target))
+    if rows < 2:
+        raise InputError(f"{dataset.root}: {rows} training pictures are too few")
+    if rows < config.batch_size:
+        say(f"batch size {rows}, since an epoch has no more pictures")
+        return replace(config, batch_size=rows)
+    return config
+
+
+def _record(run: "Run", config: Config, dataset: "Dataset") -> None:
+    """config.json: all that is needed to repeat the run; rejected.csv: what was left out."""
+    import csv
+
+    from engine.provenance import provenance
+    from engine.run import write_json
+
+    content = {**config.values(), "labels": list(dataset.labels), "fingerprint": dataset.fingerprint(), **provenance()}
+    write_json(run.config, content)
+    if dataset.rejected:
+        with run.rejected.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("file", "reason"), *((r.file, r.reason) for r in dataset.rejected)])
+
+
+def _describe(run: "Run", config: Config, dataset: "Dataset", placement: "Placement") -> None:
+    from engine.progress import say
+    from engine.sampling_report import sampling_report
+
+    kind = {None: "float32"}.get(placement.amp, str(placement.amp).removeprefix("torch."))
+    say(
+        f"{config.preset}: {config.image_size}×{config.image_size}, width {config.width:g}, batch {config.batch_size}, "
+        f"{config.epochs} epochs, {kind} on {placement.device.type}{', compiled' if placement.compiled else ''}; "
+        f"run in {run.folder}"
+    )
+    for line in sampling_report(dataset, config, run):
+        say(line)
+
+
+def _summarise(run: "Run") -> None:
+    import json
+
+    from engine.progress import say
+
+    report = json.loads(run.report.read_text())
+    say(
+        f"best epoch {report['epoch']}: val loss {report['loss']:.4f}, micro-F1 {report['micro_f1']:.4f} "
+        f"({report['tuned']['micro_f1']:.4f} with tuned thresholds), macro-F1 {report['macro_f1']:.4f}, "
+        f"mAP {report['map']:.4f}"
+    )
+    say(f"network      {run.best}")
+    say(f"thresholds   {run.thresholds}")
+    say(f"figures      {run.report} and {run.page}")
+    say(f"epochs       {run.metrics}")
+    say(f"TensorBoard  tensorboard --logdir {run.tensorboard}")
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "engine.train"
+    command.main(main)

@@ -1,0 +1,255 @@
+"""The training loop: steps, epochs, validation, checkpoints."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import kernels
+from engine.config import Config
+from engine.device import Placement
+from engine.evaluate import Stopped, figures, mean_loss, predict
+from engine.metrics import scores
+from engine.model import InceptionResNetV1
+from engine.progress import Advance, bar, say
+from engine.run import Run, load_checkpoint, save_checkpoint, write_json
+from engine.schedule import learning_rate
+from pipelines.dataset import Dataset
+from pipelines.errors import InputError
+from pipelines.loader import Batch, TrainingPlan, evaluation_stream, training_stream
+from pipelines.sampling import positive_weights
+
+SHOW_EVERY = 10  # steps between looks at the loss, which wait for the device
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is; with the tensors of the checkpoint, all its state.
+
+    Attributes:
+        epoch, step: the next step, `step` counted in the epoch.
+        best_loss: lowest validation loss.
+        stale: epochs since then.
+        seconds: training and validation so far.
+        waited: seconds of this epoch's steps so far spent waiting for pictures.
+        stepping: seconds of this epoch's steps so far, waiting included.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best_loss: float = math.inf
+    stale: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    stepping: float = 0.0
+
+
+class Trainer:
+    """A network in training on a data set, in a run's folder.
+
+    Args:
+        config: every choice.
+        dataset: read, checked and split.
+        placement: device and arithmetic.
+        run: an existing folder.
+        stopped: asked between steps; when it says yes, the state is saved and `Stopped` raised.
+    """
+
+    def __init__(
+        self, config: Config, dataset: Dataset, placement: Placement, run: Run, stopped: Callable[[], bool]
+    ) -> None:
+        self.config, self.dataset, self.placement, self.run, self.stopped = config, dataset, placement, run, stopped
+        rows = dataset.splits["train"]
+        self.plan = TrainingPlan(
+            rows,
+            dataset.targets[rows],
+            config.sampling,
+            config.oversample_target,
+            config.seed,
+            config.batch_size,
+            config.image_size,
+            config.augment,
+        )
+        self.steps = self.plan.steps()
+        device = placement.device
+        torch.manual_seed(config.seed)
+        self.model = InceptionResNetV1(len(dataset.labels), config.width, config.dropout)
+        self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if placement.compiled:
+            for part in self.model.compilable():
+                part.compile(dynamic=False)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=placement.scaled)
+        self.targets = torch.from_numpy(dataset.targets).to(device)
+        self.pos_weight = (
+            torch.from_numpy(positive_weights(self.plan.targets)).to(device) if config.class_weights else None
+        )
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.progress = Progress()
+
+    def fit(self) -> None:
+        """Trains to the end and writes thresholds.json and report.json of the best epoch.
+
+        Raises:
+            Stopped: after saving, when `stopped` says so.
+            InputError: the loss is not a number.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        at = self.progress
+        writer = SummaryWriter(str(self.run.tensorboard), purge_step=at.epoch)
+        spec = self.placement.spec(self.config.image_size)
+        stream = training_stream(self.dataset.root, self.dataset.files, self.plan, spec)
+        batches = stream.batches(at.epoch * self.steps + at.step)
+        try:
+            while at.epoch < self.config.epochs and not self._stale():
+                began = time.perf_counter()
+                with bar(f"epoch {at.epoch + 1}/{self.config.epochs}") as advance:
+                    self._train_epoch(batches, advance, began)
+                self._finish_epoch(began, writer)
+            self._final_report()
+        except Stopped:
+            self.save()
+            raise
+        finally:
+            writer.close()
+
+    def _stale(self) -> bool:
+        return self.config.patience is not None and self.progress.stale >= self.config.patience
+
+    def _train_epoch(self, batches: Any, advance: Advance, began: float) -> None:
+        at = self.progress
+        self.model.train()
+        while at.step < self.steps:
+            if self.stopped():
+                at.seconds += time.perf_counter() - began
+                raise Stopped
+            asked = time.perf_counter()
+            batch = next(batches)
+            received = time.perf_counter()
+            self.train_step(batch)
+            at.step += 1
+            at.waited += received - asked
+            at.stepping += time.perf_counter() - asked
+            if at.step % SHOW_EVERY == 0:
+                advance(at.step, self.steps, self._figures())
+            if at.step % self.config.checkpoint_steps == 0 and at.step < self.steps:
+                self.save()
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """One optimizer step; returns the loss, still on the device."""
+        at, config = self.progress, self.config
+        rate = learning_rate(config.schedule, config.lr, at.epoch * self.steps + at.step, config.epochs * self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        targets = self.targets[batch.rows.to(self.targets.device)]
+        with self.placement.autocast():
+            logits = self.model(batch.images)
+        loss = kernels.sigmoid_bce(logits, targets, self.pos_weight)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss_sum += loss.detach()
+        return loss.detach()
+
+    def _figures(self) -> str:
+        at = self.progress
+        loss, rate = float(self.loss_sum) / at.step, at.step * self.config.batch_size / at.stepping
+        return f"loss {loss:.4f}  {rate:.0f} images/s  waiting {at.waited / at.stepping:.0%}"
+
+    def _finish_epoch(self, began: float, writer: Any) -> None:
+        at = self.progress
+        train_loss = float(self.loss_sum) / self.steps
+        try:
+            logits, rows = self._predict("val")
+        except Stopped:
+            at.seconds += time.perf_counter() - began
+            raise
+        targets = self.dataset.targets[rows]
+        line: dict[str, Any] = {"epoch": at.epoch + 1, "train_loss": train_loss, "val_loss": mean_loss(logits, targets)}
+        if not (math.isfinite(train_loss) and math.isfinite(line["val_loss"])):
+            raise InputError(f"the loss is not a number after epoch {at.epoch + 1}; a smaller --lr helps")
+        line |= asdict(scores(torch.sigmoid(logits).numpy(), targets))
+        at.seconds += time.perf_counter() - began
+        line |= {
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "images_per_s": self.steps * self.config.batch_size / max(at.stepping, 1e-9),
+            "data_wait_fraction": at.waited / max(at.stepping, 1e-9),
+            "seconds": at.seconds,
+        }
+        improved = line["val_loss"] < at.best_loss
+        at.best_loss = min(at.best_loss, line["val_loss"])
+        at.stale = 0 if improved else at.stale + 1
+        at.epoch, at.step, at.waited, at.stepping = at.epoch + 1, 0, 0.0, 0.0
+        self.loss_sum.zero_()
+        self.run.write_metrics([*self.run.metric_lines(), line])
+        for name, value in line.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, at.epoch)
+        if improved:
+            self.save(best=True)
+        self.save()
+        say(
+            f"epoch {at.epoch}/{self.config.epochs}  train loss {train_loss:.4f}  val loss {line['val_loss']:.4f}  "
+            f"micro-F1 {line['micro_f1']:.4f}  macro-F1 {line['macro_f1']:.4f}  mAP {line['map']:.4f}  "
+            f"{line['images_per_s']:.0f} images/s  waiting {line['data_wait_fraction']:.0%}  {at.seconds:.0f} s"
+        )
+
+    def _predict(self, split: str) -> tuple[Tensor, Any]:
+        spec = self.placement.spec(self.config.image_size)
+        rows = self.dataset.splits[split]
+        stream = evaluation_stream(self.dataset.root, self.dataset.files, rows, self.config.batch_size, spec)
+        return predict(self.model, stream, self.placement, len(self.dataset.labels), self.stopped)
+
+    def _final_report(self) -> None:
+        """Figures of the best epoch on validation, and on test where there is one, thresholds being validation's."""
+        best = load_checkpoint(self.run.best, self.placement.device)
+        self.model.load_state_dict(best["model"])
+        logits, rows = self._predict("val")
+        report, thresholds = figures(logits, self.dataset.targets[rows], self.dataset)
+        content = {"split": "val", "epoch": best["progress"]["epoch"], **report}
+        write_json(self.run.thresholds, dict(zip(self.dataset.labels, thresholds, strict=True)))
+        write_json(self.run.report, content)
+
+    def save(self, best: bool = False) -> None:
+        """Writes all state to last.pt or best.pt."""
+        cuda = self.placement.device.type == "cuda"
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+            "loss_sum": self.loss_sum,
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state() if cuda else None,
+            "labels": list(self.dataset.labels),
+        }
+        save_checkpoint(self.run.best if best else self.run.last, state)
+
+    def restore(self) -> None:
+        """Goes on from last.pt; a run without one starts at the beginning.
+
+        Raises:
+            InputError: a damaged checkpoint, or one of other labels.
+        """
+        if not self.run.last.exists():
+            self.run.write_metrics([])
+            return
+        state = load_checkpoint(self.run.last, self.placement.device)
+        if tuple(state["labels"]) != self.dataset.labels:
+            raise InputError(f"{self.run.last}: was trained for other labels than the data set has")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self.loss_sum = state["loss_sum"]
+        torch.set_rng_state(state["rng"].cpu())
+        if state["rng_cuda"] is not None and self.placement.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng_cuda"].cpu())
+        done = [line for line in self.run.metric_lines() if line["epoch"] <= self.progress.epoch]
+        self.run.write_metrics(done)

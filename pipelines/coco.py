@@ -1,0 +1,85 @@
+"""Reader of the COCO layout: annotations/*.json, labels from the boxes' categories."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.dataset import SPLITS, Dataset, Rejected, multi_hot
+from pipelines.errors import InputError
+from pipelines.pictures import PictureFolders
+
+
+def read_coco(root: Path) -> Dataset:
+    """Reads the COCO layout from its folder; a file is a split's by the word train, val or test in its name.
+
+    Raises:
+        InputError: an unreadable file, files that disagree about categories, or an annotation of an unknown category.
+    """
+    loaded = _load(root)
+    categories = _categories(loaded)
+    identifiers = sorted(categories)
+    labels = tuple(categories[i] for i in identifiers)
+    files: list[str] = []
+    names: list[set[str]] = []
+    splits: dict[str, np.ndarray] = {}
+    rejected: list[Rejected] = []
+    for split, path, content in loaded:
+        folders = PictureFolders(root, _picture_folders(root, split, path))
+        row_of: dict[Any, int] = {}
+        for image in content["images"]:
+            file = folders.find(str(image["file_name"]))
+            if file is None:
+                rejected.append(Rejected(str(image["file_name"]), "no such picture"))
+                row_of[image["id"]] = -1
+            else:
+                row_of[image["id"]] = len(files)
+                files.append(file)
+                names.append(set())
+        for annotation in content["annotations"]:
+            category, row = annotation["category_id"], row_of.get(annotation["image_id"])
+            if category not in categories:
+                raise InputError(f"{path}: annotation {annotation.get('id')} has the unknown category {category}")
+            if row is None:
+                raise InputError(f"{path}: annotation {annotation.get('id')} belongs to no picture of the file")
+            if row >= 0:
+                names[row].add(categories[category])
+        rows = np.array([row for row in row_of.values() if row >= 0], np.int64)
+        splits[split] = np.concatenate([splits.get(split, np.empty(0, np.int64)), rows])
+    return Dataset(root, "coco", labels, tuple(files), multi_hot(names, labels), splits, tuple(rejected))
+
+
+def _load(root: Path) -> list[tuple[str, Path, dict[str, Any]]]:
+    """(split, path, content) of each annotation file; where both boxes and key points are there, boxes."""
+    paths = sorted((root / "annotations").glob("*.json"))
+    paths = [path for path in paths if path.name.startswith("instances")] or paths
+    loaded = []
+    for path in paths:
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON: {error}") from None
+        if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
+            split = next((name for name in SPLITS if name in path.stem.lower()), "train")
+            loaded.append((split, path, content))
+    if not any(split == "train" for split, _, _ in loaded):
+        raise InputError(f"{root / 'annotations'}: no file of training pictures with images, annotations and categories")
+    return loaded
+
+
+def _categories(loaded: list[tuple[str, Path, dict[str, Any]]]) -> dict[int, str]:
+    categories: dict[int, str] = {}
+    for _, path, content in loaded:
+        for category in content["categories"]:
+            name = categories.setdefault(category["id"], str(category["name"]))
+            if name != category["name"]:
+                raise InputError(f"{path}: category {category['id']} is {category['name']!r} here and {name!r} elsewhere")
+    return categories
+
+
+def _picture_folders(root: Path, split: str, path: Path) -> tuple[str, ...]:
+    """COCO's own folder (instances_train2017.json → train2017) first, then the usual others."""
+    own = path.stem.rpartition("_")[2]
+    named = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name.startswith(split))
+    return (own, f"images/{own}", *named, f"images/{split}", "images", "data", ".")

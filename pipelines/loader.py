@@ -1,0 +1,232 @@
+"""Batches on the device. A batch is a pure function of its number, so a loader starts anywhere and starts again."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.augment import PictureSpec, picture_graph
+from pipelines.check import decode_failures
+from pipelines.draws import Draws, draw
+from pipelines.errors import InputError
+from pipelines.sampling import Sampling, epoch_rows, rank_slice
+
+log = logging.getLogger("manylabel")
+
+PREFETCH = 2  # batches that are made ahead
+PADDING = -1  # row number of a place in a batch that holds no picture of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pictures and their rows.
+
+    Attributes:
+        images: [batch, 3, size, size], channels-last, normalised, on the pipeline's device.
+        rows: int64 [batch] on the CPU; PADDING where the place is filled up.
+    """
+
+    images: torch.Tensor
+    rows: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a batch shall hold: row numbers (PADDING for none), and what happens to each picture."""
+
+    rows: NDArray[np.int64]
+    draws: Draws | None
+
+
+@dataclass
+class PictureStream:
+    """Runs the picture graph over requests; replaces pictures that went bad since they were checked.
+
+    Attributes:
+        root, files: the data set's pictures.
+        request: the request of a batch by its number; None after the last.
+        batch_size: pictures a batch, the same for all.
+        spec: size, placement and type.
+        bad: rows that turned out not to decode, with the reason; grows.
+    """
+
+    root: Path
+    files: Sequence[str]
+    request: Callable[[int], Request | None]
+    batch_size: int
+    spec: PictureSpec
+    bad: dict[int, str] = field(default_factory=dict)
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Batches from number `start` on.
+
+        Raises:
+            InputError: no picture of a batch can be decoded any more.
+        """
+        number, run = start, self._pipeline(start)
+        while True:
+            try:
+                images, rows = run()
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                self._find_bad(number, error)
+                run = self._pipeline(number)
+                continue
+            yield Batch(_tensor(images).permute(0, 3, 1, 2), _tensor(rows).view(-1))
+            number += 1
+
+    def _pipeline(self, start: int) -> Callable[[], Any]:
+        from nvidia.dali import Pipeline, fn, types
+
+        augmented = getattr(self.request(start), "draws", None) is not None
+        gpu = self.spec.placement == "gpu"
+
+        def source(iteration: int) -> tuple[Any, ...]:
+            request = self.request(start + iteration)
+            if request is None:
+                raise StopIteration
+            paths, rows = self._good(request.rows)
+            given: tuple[Any, ...] = (paths, rows[:, None])
+            if request.draws is not None:
+                d = request.draws
+                given += (d.matrix, d.brightness, d.contrast, d.hue)
+            return given
+
+        pipeline = Pipeline(
+            batch_size=self.batch_size,
+            num_threads=self.spec.threads,
+            device_id=self.spec.device_id if gpu else None,
+            prefetch_queue_depth=PREFETCH,
+        )
+        dtypes = [types.UINT8, types.INT64] + [types.FLOAT] * 4 * augmented
+        dims = [1, 1] + [2, 0, 0, 0] * augmented
+        with pipeline:
+            path, row, *numbers = fn.external_source(
+                source, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=dims
+            )
+            matrix_and_colour = (numbers[0], numbers[1], numbers[2], numbers[3]) if augmented else None
+            pipeline.set_outputs(picture_graph(path, matrix_and_colour, self.spec), row)
+        pipeline.build()
+        return pipeline.run
+
+    def _good(self, rows: NDArray[np.int64]) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
+        """Paths and rows with bad pictures replaced by the next good one of the batch; padding shows any picture."""
+        usable = [int(row) for row in rows if row != PADDING and int(row) not in self.bad]
+        if not usable:
+            raise InputError(f"{self.root}: none of the pictures of a batch can be decoded any more")
+        shown, kept = [], rows.copy()
+        for place, row in enumerate(rows.tolist()):
+            if row == PADDING or row in self.bad:
+                following = rows[place:].tolist() + rows[:place].tolist()
+                row = next(r for r in following if r != PADDING and r not in self.bad)
+                kept[place] = self._replacement(row)
+            shown.append(np.frombuffer(os.fsencode(self.root / self.files[row]), np.uint8))
+        return shown, kept
+
+    def _replacement(self, row: int) -> int:
+        """The row number to report for a place whose own picture is missing."""
+        return row
+
+    def _find_bad(self, number: int, error: RuntimeError) -> None:
+        """Names the pictures that made the batches in flight fail.
+
+        Raises:
+            RuntimeError: the given error, if all their pictures decode: it was about something else.
+        """
+        found = {}
+        for ahead in range(number, number + PREFETCH + 2):
+            request = self.request(ahead)
+            rows = [] if request is None else [int(r) for r in request.rows if r != PADDING and int(r) not in self.bad]
+            reasons = decode_failures([str(self.root / self.files[row]) for row in rows])
+            found.update({row: reason for row, reason in zip(rows, reasons, strict=True) if reason})
+        if not found:
+            raise error
+        for row, reason in found.items():
+            log.warning("%s: %s; left out from here on", self.files[row], reason)
+        self.bad.update(found)
+
+
+class EvaluationStream(PictureStream):
+    """A stream in which a place without a picture of its own reports PADDING, so that no row counts twice."""
+
+    def _replacement(self, row: int) -> int:
+        return PADDING
+
+
+def _tensor(output: Any) -> torch.Tensor:
+    tensor: torch.Tensor = torch.from_dlpack(output.as_tensor())
+    return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """Everything random about the pictures of a training run.
+
+    Attributes:
+        rows: row numbers of the training split.
+        targets: bool [len(rows), labels].
+        sampling, target: as in `sampling.epoch_rows`.
+        seed: of sampling and augmentation.
+        batch_size: pictures a step of all ranks together.
+        size: side of the pictures in pixels.
+        augment: whether pictures are drawn anew each time.
+        rank, ranks: which share of each step this process takes.
+    """
+
+    rows: NDArray[np.int64]
+    targets: NDArray[np.bool_]
+    sampling: Sampling
+    target: int | None
+    seed: int
+    batch_size: int
+    size: int
+    augment: bool
+    rank: int = 0
+    ranks: int = 1
+
+    def epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Row numbers of the data set in the order of an epoch."""
+        return self.rows[epoch_rows(self.targets, self.sampling, self.seed, epoch, self.target)]
+
+    def steps(self) -> int:
+        """Steps an epoch; the ragged rest of an epoch is dropped."""
+        return len(self.epoch(0)) // self.batch_size
+
+
+def training_stream(root: Path, files: Sequence[str], plan: TrainingPlan, spec: PictureSpec) -> PictureStream:
+    """An endless stream: batch number n is step n % steps of epoch n // steps. Nothing stops at an epoch's end."""
+    steps = plan.steps()
+    current: dict[int, NDArray[np.int64]] = {}
+
+    def request(number: int) -> Request:
+        epoch, step = divmod(number, steps)
+        if epoch not in current:
+            current.clear()
+            current[epoch] = plan.epoch(epoch)
+        positions = rank_slice(step, plan.batch_size, plan.rank, plan.ranks)
+        count = positions.stop - positions.start
+        draws = draw(plan.seed, epoch, positions.start, count, plan.size) if plan.augment else None
+        return Request(current[epoch][positions], draws)
+
+    return PictureStream(root, files, request, plan.batch_size // plan.ranks, spec)
+
+
+def evaluation_stream(
+    root: Path, files: Sequence[str], rows: NDArray[np.int64], batch_size: int, spec: PictureSpec
+) -> PictureStream:
+    """Each row once, in order, without randomness; the last batch is filled up with PADDING."""
+
+    def request(number: int) -> Request | None:
+        chosen = rows[number * batch_size : (number + 1) * batch_size]
+        if not len(chosen):
+            return None
+        return Request(np.pad(chosen, (0, batch_size - len(chosen)), constant_values=PADDING), None)
+
+    return EvaluationStream(root, files, request, batch_size, spec)

@@ -1,0 +1,72 @@
+"""Reads a data set of any known layout, and checks it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pipelines.check import undecodable
+from pipelines.coco import read_coco
+from pipelines.dataset import Dataset, Layout, require_rows
+from pipelines.errors import InputError
+from pipelines.split import with_validation
+from pipelines.table import read_table
+from pipelines.voc import read_voc
+
+READERS = {"table": read_table, "coco": read_coco, "voc": read_voc}
+TOLERATED = 0.05  # share of bad rows above which a run stops
+
+
+def read_dataset(
+    root: Path,
+    layout: Layout = "auto",
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    allow_bad: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """The data set in a folder: read, checked, split.
+
+    Rows whose picture is missing or does not decode are left out and listed in `rejected`. `progress` is called with
+    (done, total) while pictures are checked.
+
+    Raises:
+        InputError: no such folder, no known layout, a broken table, or more than 5 % bad rows without `allow_bad`.
+    """
+    dataset = read_layout(root, layout)
+    dataset = dataset.without(undecodable(dataset.root, dataset.files, progress))
+    bad, rows = len(dataset.rejected), len(dataset.files) + len(dataset.rejected)
+    if bad > TOLERATED * rows and not allow_bad:
+        first = "; ".join(f"{r.file}: {r.reason}" for r in dataset.rejected[:3])
+        raise InputError(
+            f"{root}: {bad:,} of {rows:,} rows have no usable picture ({first}{'; ...' if bad > 3 else ''}); "
+            f"--allow-bad trains on the rest"
+        )
+    return with_validation(require_rows(dataset), val_fraction, seed)
+
+
+def read_layout(root: Path, layout: Layout = "auto") -> Dataset:
+    """The data set as its tables have it, pictures found but not opened.
+
+    Raises:
+        InputError: no such folder, no known layout, or a broken table.
+    """
+    if not root.exists():
+        raise InputError(f"{root}: no such folder")
+    if not root.is_dir():
+        raise InputError(f"{root}: not a folder; give the folder that holds the table and the pictures")
+    if layout == "auto":
+        layout = _detect(root)
+    if layout == "table" and not (root / "train.csv").is_file():
+        raise InputError(f"{root}: no train.csv")
+    if layout == "coco" and not (root / "annotations").is_dir():
+        raise InputError(f"{root}: no folder annotations")
+    return READERS[layout](root)
+
+
+def _detect(root: Path) -> Layout:
+    if (root / "train.csv").is_file():
+        return "table"
+    if any((root / "annotations").glob("*.json")):
+        return "coco"
+    if (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir():
+        return "voc"
+    raise InputError(f"{root}: neither train.csv nor annotations/*.json nor JPEGImages/ with Annotations/ is there")

@@ -1,0 +1,207 @@
+"""Reader of the table layout: train.csv, optional val.csv and test.csv, pictures in a folder beside them.
+
+The first column names the picture. Labels are either one column of names (separated by `|`, `;`, `,` or blanks) or
+one 0/1 column a label. Any further columns, captions with commas, line breaks and stray quotes among them, are ignored.
+A `labels.txt` (a name a line) fixes the labels and their order; without it they are those of train.csv.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.dataset import SPLITS, Dataset, Rejected, label_order, multi_hot
+from pipelines.errors import InputError
+from pipelines.pictures import SUFFIXES, PictureFolders
+
+LABEL_COLUMNS = ("labels", "label", "tags", "tag", "classes", "class", "categories", "category", "keywords")
+PICTURE_FOLDERS = ("images", "data", "train", ".")
+ZERO_ONE = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "": False}
+
+
+def read_table(root: Path) -> Dataset:
+    """Reads the table layout from its folder.
+
+    Raises:
+        InputError: an unreadable or empty table, no column of labels, or a label or column that train.csv lacks.
+    """
+    tables = {name: _read_csv(root / f"{name}.csv") for name in SPLITS if (root / f"{name}.csv").is_file()}
+    column = _label_column(tables["train"])
+    if column is not None:
+        labels, names = _labels_by_name(root, tables, column)
+    else:
+        labels, names = _labels_by_column(tables)
+
+    files: list[str] = []
+    rows_labels: list[frozenset[str]] = []
+    splits: dict[str, np.ndarray] = {}
+    rejected: list[Rejected] = []
+    notes: list[str] = []
+    for split, table in tables.items():
+        folders = PictureFolders(root, (*PICTURE_FOLDERS, split) if split != "train" else PICTURE_FOLDERS)
+        row_of: dict[str, int] = {}
+        merged = 0
+        for name, row_labels in zip(table.pictures, names[split], strict=True):
+            file = folders.find(name)
+            if file is None:
+                rejected.append(Rejected(name or "(empty name)", "no such picture"))
+            elif file in row_of:
+                merged += 1
+                rows_labels[row_of[file]] |= row_labels
+            else:
+                row_of[file] = len(files)
+                files.append(file)
+                rows_labels.append(row_labels)
+        splits[split] = np.array(list(row_of.values()), np.int64)
+        if merged:
+            notes.append(f"{split}.csv: {merged:,} further rows of the same pictures were merged into one row each")
+    notes += _shared_between_splits(files, splits)
+    return Dataset(
+        root, "table", labels, tuple(files), multi_hot(rows_labels, labels), splits, tuple(rejected), tuple(notes)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A table of text: cells a column, short rows filled up with empty cells."""
+
+    header: tuple[str, ...]
+    cells: dict[str, list[str]]
+
+    @property
+    def pictures(self) -> list[str]:
+        return self.cells[self.header[0]]
+
+
+def _read_csv(path: Path) -> Columns:
+    try:
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    lines = list(io.StringIO(text, newline=""))
+    separator = max(",;\t", key=lines[0].count) if lines else ","
+    try:
+        header, *rows = _records(lines, separator) or [[]]
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read as a table: {error}") from None
+    names = [name.strip() for name in header]
+    if not any(names):
+        raise InputError(f"{path}: the table is empty")
+    if not rows:
+        raise InputError(f"{path}: the table has a header and no rows")
+    if len(names) < 2:
+        raise InputError(f"{path}: the table has one column only; a picture's name and its labels are needed")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path}: the column {twice!r} is there twice")
+    full = [row + [""] * (len(names) - len(row)) for row in rows]
+    return Columns(tuple(names), {name: [row[i].strip() for row in full] for i, name in enumerate(names)})
+
+
+def _records(lines: list[str], separator: str) -> list[list[str]]:
+    """Rows of cells. A stray quote must not swallow the rows after it: such a row is read again, line by line."""
+    suffix = "|".join(map(re.escape, SUFFIXES))
+    begins_row = re.compile(rf"[^{separator}\"\n]+({suffix})\"?\s*{separator}", re.IGNORECASE)
+    reader, rows, first = csv.reader(lines, delimiter=separator), [], 0
+    while (row := _next_record(reader)) is not None:
+        swallowed = [i for i in range(first + 1, reader.line_num) if begins_row.match(lines[i])]
+        starts = [first, *swallowed]
+        if swallowed:
+            rows += [next(csv.reader([lines[i]], delimiter=separator)) for i in starts]
+        elif any(row):
+            rows.append(row)
+        first = reader.line_num
+    return rows
+
+
+def _next_record(reader: Any) -> list[str] | None:
+    row: list[str] | None = next(reader, None)
+    return row
+
+
+def _label_column(table: Columns) -> str | None:
+    """The column of label names; None where there is one 0/1 column a label instead."""
+    known = [column for column in table.header[1:] if column.strip().lower() in LABEL_COLUMNS]
+    if known and not _is_zero_one(table.cells[known[0]]):
+        return known[0]
+    if _zero_one_columns(table):
+        return None
+    raise InputError(
+        f"train.csv: no column of labels among {', '.join(map(repr, table.header[1:]))}; "
+        f"call it 'labels', or give one 0/1 column a label"
+    )
+
+
+def _is_zero_one(values: Sequence[str]) -> bool:
+    return all(value.lower() in ZERO_ONE for value in set(values))
+
+
+def _zero_one_columns(table: Columns) -> list[str]:
+    return [name for name in table.header[1:] if any(table.cells[name]) and _is_zero_one(table.cells[name])]
+
+
+def _labels_by_name(
+    root: Path, tables: dict[str, Columns], column: str
+) -> tuple[tuple[str, ...], dict[str, list[frozenset[str]]]]:
+    for split, table in tables.items():
+        if column not in table.header:
+            raise InputError(f"{split}.csv: column {column!r} is missing; train.csv has its labels there")
+    cells = {split: table.cells[column] for split, table in tables.items()}
+    everything = [cell for values in cells.values() for cell in values]
+    separator = next((mark for mark in "|;," if any(mark in cell for cell in everything)), None)
+    cache: dict[str, frozenset[str]] = {}
+
+    def split_cell(cell: str) -> frozenset[str]:
+        if cell not in cache:
+            cache[cell] = frozenset(part.strip() for part in cell.split(separator) if part.strip())
+        return cache[cell]
+
+    names = {split: [split_cell(cell) for cell in values] for split, values in cells.items()}
+    fixed = root / "labels.txt"
+    if fixed.is_file():
+        lines = fixed.read_text(encoding="utf-8-sig").splitlines()
+        labels = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    else:
+        labels = label_order(name for row in set(names["train"]) for name in row)
+    known = frozenset(labels)
+    for split, rows in names.items():
+        for picture, row in zip(tables[split].pictures, rows, strict=True):
+            if not row <= known:
+                unknown = sorted(row - known)[0]
+                where = "labels.txt" if fixed.is_file() else "train.csv"
+                raise InputError(f"{split}.csv: {picture} has the label {unknown!r}, which {where} does not have")
+    return labels, names
+
+
+def _labels_by_column(
+    tables: dict[str, Columns],
+) -> tuple[tuple[str, ...], dict[str, list[frozenset[str]]]]:
+    labels = tuple(_zero_one_columns(tables["train"]))
+    names: dict[str, list[frozenset[str]]] = {}
+    for split, table in tables.items():
+        missing = [label for label in labels if label not in table.header]
+        if missing:
+            raise InputError(f"{split}.csv: column {missing[0]!r} is missing; it is a label in train.csv")
+        for label in labels:
+            if not _is_zero_one(table.cells[label]):
+                raise InputError(f"{split}.csv: column {label!r} is a label and may hold 0 and 1 only")
+        if split != "train":
+            unknown = [column for column in _zero_one_columns(table) if column not in tables["train"].header]
+            if unknown:
+                raise InputError(f"{split}.csv: column {unknown[0]!r} is unknown; train.csv does not have it")
+        values = [[ZERO_ONE[cell.lower()] for cell in table.cells[label]] for label in labels]
+        names[split] = [
+            frozenset(label for label, on in zip(labels, row, strict=True) if on) for row in zip(*values, strict=True)
+        ]
+    return labels, names
+
+
+def _shared_between_splits(files: list[str], splits: dict[str, np.ndarray]) -> list[str]:
+    train = {files[row] for row in splits["train"]}
+    shared = {name: sum(files[row] in train for row in rows) for name, rows in splits.items() if name != "train"}
+    return [f"{name}.csv: {count:,} pictures are in train.csv too" for name, count in shared.items() if count]
