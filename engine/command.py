@@ -1,15 +1,49 @@
 """What every command shares: one line for bad input, a state saved on Ctrl-C, exit status."""
 
+import contextlib
+import io
 import logging
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+import tyro
 
 from pipelines.errors import InputError
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+
+
+Arguments = TypeVar("Arguments")
+
+
+def parse(arguments: type[Arguments], prog: str) -> Arguments:
+    """The command line as a dataclass.
+
+    Raises:
+        InputError: a command line that does not fit.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(arguments, prog=prog)
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        raise InputError(f"{_in_a_line(said.getvalue())} ({prog} --help lists the options)") from None
+
+
+def _in_a_line(box: str) -> str:
+    """What the parser says in a box of several lines, up to its first rule or list."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    kept = []
+    for line in lines:
+        if not line or line.startswith(("─", "╰")):
+            break
+        kept.append(line)
+    return " ".join(kept).rstrip(".")
 
 
 class Interrupt:

@@ -15,7 +15,7 @@ from pipelines.dataset import Dataset
 from pipelines.loader import PADDING, PictureStream
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 -- nothing went wrong
     """The user asked to stop in the middle."""
 
 

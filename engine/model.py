@@ -122,9 +122,7 @@ class InceptionResNetV1(nn.Module):
             [(w(192), 1, 1, 0), (w(192), (1, 3), 1, (0, 1)), (w(192), (3, 1), 1, (1, 0))],
         ]
         self.repeat_1 = nn.Sequential(*(InceptionResidual(a, block_a, 0.17) for _ in range(5)))
-        self.mixed_6a = Reduction(
-            a, [[(w(384), 3, 2, 0)], [(w(192), 1, 1, 0), (w(192), 3, 1, 1), (w(256), 3, 2, 0)]]
-        )
+        self.mixed_6a = Reduction(a, [[(w(384), 3, 2, 0)], [(w(192), 1, 1, 0), (w(192), 3, 1, 1), (w(256), 3, 2, 0)]])
         self.repeat_2 = nn.Sequential(*(InceptionResidual(b, block_b, 0.10) for _ in range(10)))
         self.mixed_7a = Reduction(
             b,
@@ -153,7 +151,8 @@ class InceptionResNetV1(nn.Module):
         x = self.conv2d_4b(self.conv2d_4a(self.conv2d_3b(self.maxpool_3a(x))))
         x = self.repeat_2(self.mixed_6a(self.repeat_1(x)))
         x = self.repeat_3(self.mixed_7a(x))
-        return x.mean((2, 3))
+        pooled: Tensor = x.mean((2, 3))
+        return pooled
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] normalised pictures to logits [N, labels]."""

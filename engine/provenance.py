@@ -18,7 +18,12 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu},
+        "machine": {
+            "system": platform.platform(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": gpu,
+        },
         "git": _git_revision(),
     }
 
@@ -35,7 +40,11 @@ def _git_revision() -> str | None:
     here = Path(__file__).parent
     try:
         answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -31,7 +31,6 @@ def sampling_report(dataset: Dataset, config: Config, run: Run) -> list[str]:
     order = np.argsort(before, kind="stable")
     order = order if len(order) <= 2 * SHOWN else np.concatenate([order[:SHOWN], order[-SHOWN:]])
     counts = ", ".join(f"{dataset.labels[i]} {before[i]:,} → {after[i]:,}" for i in order)
-    lines.append(
-        f"{config.sampling}: {len(targets):,} → {len(drawn):,} rows an epoch ({len(drawn) / len(targets):.2f}×); {counts}"
-    )
+    growth = f"{len(targets):,} → {len(drawn):,} rows an epoch ({len(drawn) / len(targets):.2f}×)"
+    lines.append(f"{config.sampling}: {growth}; {counts}")
     return lines

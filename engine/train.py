@@ -1,6 +1,5 @@
 """python -m engine.train: a folder of photographs and a table of labels in, a trained network out."""
 
-import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,8 +79,7 @@ class Arguments:
 
 def main() -> int:
     """Parses the command line and trains; the exit status."""
-    arguments = tyro.cli(Arguments, prog="python -m engine.train")
-    return train(arguments)
+    return train(command.parse(Arguments, "python -m engine.train"))
 
 
 def train(arguments: Arguments) -> int:
@@ -221,7 +219,7 @@ def _describe(run: "Run", config: Config, dataset: "Dataset", placement: "Placem
     from engine.progress import say
     from engine.sampling_report import sampling_report
 
-    kind = {None: "float32"}.get(placement.amp, str(placement.amp).removeprefix("torch."))
+    kind = "float32" if placement.amp is None else str(placement.amp).removeprefix("torch.")
     say(
         f"{config.preset}: {config.image_size}×{config.image_size}, width {config.width:g}, batch {config.batch_size}, "
         f"{config.epochs} epochs, {kind} on {placement.device.type}{', compiled' if placement.compiled else ''}; "
@@ -250,5 +248,4 @@ def _summarise(run: "Run") -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[0] = "engine.train"
     command.main(main)

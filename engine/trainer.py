@@ -150,7 +150,7 @@ class Trainer:
         with self.placement.autocast():
             logits = self.model(batch.images)
         loss = kernels.sigmoid_bce(logits, targets, self.pos_weight)
-        self.scaler.scale(loss).backward()
+        torch.autograd.backward(self.scaler.scale(loss))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

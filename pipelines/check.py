@@ -55,7 +55,7 @@ def _remembered(memory: Path) -> pl.DataFrame:
         return pl.DataFrame(schema=schema)
 
 
-def decode_failures(paths: list[str], progress: Callable[[int, int], None] | None) -> list[str]:
+def decode_failures(paths: list[str], progress: Callable[[int, int], None] | None = None) -> list[str]:
     """A reason a path, empty where the picture decodes. A batch that fails is tried again picture by picture."""
     reasons: list[str] = []
     with _decoder_silenced():
@@ -87,7 +87,8 @@ def _decoder(batches: Sequence[list[str]]) -> Callable[[], object]:
         path = fn.external_source(paths, batch=True, dtype=types.UINT8, ndim=1)
         image = fn.decoders.image(fn.io.file.read(path), device="cpu", output_type=types.RGB)
         pipeline.set_outputs(image.shape())
-    return pipeline.run
+    run: Callable[[], object] = pipeline.run
+    return run
 
 
 def _decodes(path: str) -> bool:
@@ -99,15 +100,17 @@ def _decodes(path: str) -> bool:
 
 
 def _reason(path: str) -> str:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    if os.path.getsize(path) == 0:
-        return "empty file"
     try:
+        if os.path.getsize(path) == 0:
+            return "empty file"
         with Image.open(path) as image:
             form = image.format
             image.load()
-    except Image.UnidentifiedImageError:
+    except FileNotFoundError:
+        return "no such file"
+    except UnidentifiedImageError:
         return "not a picture"
     except Exception as error:  # whatever a damaged file makes of the reader
         return f"damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"

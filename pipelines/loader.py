@@ -114,7 +114,8 @@ class PictureStream:
             matrix_and_colour = (numbers[0], numbers[1], numbers[2], numbers[3]) if augmented else None
             pipeline.set_outputs(picture_graph(path, matrix_and_colour, self.spec), row)
         pipeline.build()
-        return pipeline.run
+        run: Callable[[], Any] = pipeline.run
+        return run
 
     def _good(self, rows: NDArray[np.int64]) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
         """Paths and rows with bad pictures replaced by the next good one of the batch; padding shows any picture."""
@@ -161,7 +162,7 @@ class EvaluationStream(PictureStream):
 
 
 def _tensor(output: Any) -> torch.Tensor:
-    tensor: torch.Tensor = torch.from_dlpack(output.as_tensor())
+    tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(output.as_tensor())
     return tensor
 
 

@@ -81,7 +81,8 @@ def positive_weights(targets: NDArray[np.bool_], limit: float = 20.0) -> NDArray
     """Weight of each label's positive cases in the loss: negatives / positives, clipped to [1/limit, limit]."""
     positives = targets.sum(0)
     ratio = (len(targets) - positives) / np.maximum(positives, 1)
-    return np.clip(ratio, 1 / limit, limit).astype(np.float32)
+    weights: NDArray[np.float32] = np.clip(ratio, 1 / limit, limit).astype(np.float32)
+    return weights
 
 
 def rank_slice(step: int, batch: int, rank: int = 0, ranks: int = 1) -> slice:

@@ -1,0 +1,81 @@
+"""Folders that tests share: pictures of many kinds, small data sets, real photographs where they are there."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "datasets"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees what another, or the user, has cached."""
+    monkeypatch.setenv("MANYLABEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def photographs() -> Path:
+    """The folder of real photographs."""
+    if not PHOTOGRAPHS.is_dir():
+        pytest.skip(f"real photographs are needed and {PHOTOGRAPHS} is missing")
+    return PHOTOGRAPHS
+
+
+def picture(seed: int, width: int = 60, height: int = 40) -> Image.Image:
+    """A picture of smooth random colours."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder in the table layout: train.csv of the given text and the pictures it names."""
+
+    def make(train: str | None = None, pictures: int = 24, **tables: str) -> Path:
+        root = tmp_path / "data"
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        for i in range(pictures):
+            picture(i).save(root / "images" / f"{i}.jpg")
+        rows = "".join(f"{i}.jpg,{'cat' if i % 2 else 'dog'}{' bird' if i % 3 == 0 else ''}\n" for i in range(pictures))
+        (root / "train.csv").write_text("image,labels\n" + rows if train is None else train)
+        for name, text in tables.items():
+            (root / f"{name}.csv").write_text(text)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def save_kinds() -> Callable[[Path], tuple[list[str], list[str]]]:
+    """Saves pictures of every kind to a folder; names of those that a viewer shows, and of those that none does."""
+
+    def save(folder: Path) -> tuple[list[str], list[str]]:
+        image = picture(1, 64, 48)
+        turned = Image.Exif()
+        turned[0x0112] = 6  # the camera was held upright
+        image.save(folder / "plain.jpg")
+        image.save(folder / "progressive.jpg", progressive=True)
+        image.save(folder / "exif.jpg", exif=turned)
+        image.convert("L").save(folder / "grey.jpg")
+        image.convert("CMYK").save(folder / "cmyk.jpg")
+        image.convert("RGBA").save(folder / "alpha.png")
+        image.convert("LA").save(folder / "grey alpha.png")
+        image.convert("P").save(folder / "palette.png")
+        image.save(folder / "größe.webp")
+        image.save(folder / "x.bmp")
+        image.save(folder / "x.tiff")
+        Image.new("RGB", (1, 1), (9, 200, 30)).save(folder / "one pixel.png")
+        Image.new("RGB", (10_000, 20), (9, 200, 30)).save(folder / "long.jpg")
+        good = sorted(path.name for path in folder.iterdir() if not path.stem.isdigit())
+        whole = (folder / "plain.jpg").read_bytes()
+        (folder / "empty.jpg").touch()
+        (folder / "text.jpg").write_text("no picture at all " * 40)
+        (folder / "truncated.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+        (folder / "half.png").write_bytes((folder / "alpha.png").read_bytes()[:300])
+        image.save(folder / "moving.gif")
+        return good, ["empty.jpg", "half.png", "moving.gif", "text.jpg", "truncated.jpg"]
+
+    return save

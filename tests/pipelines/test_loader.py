@@ -1,0 +1,210 @@
+"""Batches: the right pixels, each row once, the same batch wherever a stream starts, and no batch lost to a bad file."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from pipelines.augment import MEAN, STD, PictureSpec, picture_graph
+from pipelines.dataset import Dataset
+from pipelines.draws import draw
+from pipelines.errors import InputError
+from pipelines.loader import TrainingPlan, evaluation_stream, training_stream
+from pipelines.read import read_dataset
+
+Make = Callable[..., Path]
+SPEC = PictureSpec(size=32, threads=2)
+
+
+@pytest.fixture
+def dataset(table: Make) -> Dataset:
+    return read_dataset(table())
+
+
+def plan_of(dataset: Dataset, **changes: object) -> TrainingPlan:
+    rows = dataset.splits["train"]
+    plan = TrainingPlan(rows, dataset.targets[rows], "uniform", None, 0, 4, SPEC.size, True)
+    return replace(plan, **changes)  # type: ignore[arg-type]
+
+
+def pixels(images: torch.Tensor) -> np.ndarray:
+    """Back to [batch, H, W, 3] from 0 to 255."""
+    return (images * STD + MEAN).permute(0, 2, 3, 1).numpy()
+
+
+def test_training_batches(dataset: Dataset) -> None:
+    plan = plan_of(dataset)
+    stream = training_stream(dataset.root, dataset.files, plan, SPEC).batches()
+    assert plan.steps() == len(plan.rows) // 4
+    epochs = [[next(stream) for _ in range(plan.steps())] for _ in range(2)]
+    for epoch, batches in enumerate(epochs):
+        rows = torch.cat([batch.rows for batch in batches]).numpy()
+        assert np.array_equal(rows, plan.epoch(epoch)[: plan.steps() * 4])  # the ragged rest is dropped
+    images = epochs[0][0].images
+    assert images.shape == (4, 3, 32, 32)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_stream_started_in_the_middle_gives_the_same_batches(dataset: Dataset) -> None:
+    plan = plan_of(dataset)
+    whole = training_stream(dataset.root, dataset.files, plan, SPEC).batches()
+    kept = [(b.images.clone(), b.rows.clone()) for b, _ in zip(whole, range(9), strict=False)]
+    tail = training_stream(dataset.root, dataset.files, plan, SPEC).batches(start=6)
+    for images, rows in kept[6:]:
+        batch = next(tail)
+        assert torch.equal(batch.rows, rows)
+        assert torch.equal(batch.images, images)
+
+
+def test_a_batch_is_not_overwritten_by_later_ones(dataset: Dataset) -> None:
+    stream = training_stream(dataset.root, dataset.files, plan_of(dataset), SPEC).batches()
+    first = next(stream)
+    copy = first.images.clone()
+    for _ in range(6):
+        next(stream)
+    assert torch.equal(first.images, copy)
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 24, 50])
+def test_evaluation_gives_every_row_once(dataset: Dataset, batch_size: int) -> None:
+    rows = np.arange(24)[::-1].copy()
+    batches = list(evaluation_stream(dataset.root, dataset.files, rows, batch_size, SPEC).batches())
+    assert all(len(batch.rows) == batch_size for batch in batches)
+    got = torch.cat([batch.rows for batch in batches])
+    assert got[got >= 0].tolist() == rows.tolist()
+    assert (got[24:] == -1).all()
+
+
+def test_evaluation_of_no_rows(dataset: Dataset) -> None:
+    assert not list(evaluation_stream(dataset.root, dataset.files, np.empty(0, np.int64), 4, SPEC).batches())
+
+
+def evaluated(root: Path, name: str, size: int = 64) -> np.ndarray:
+    stream = evaluation_stream(root, [name], np.array([0]), 1, replace(SPEC, size=size))
+    return pixels(next(iter(stream.batches())).images)[0]
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 32), (32, 64), (128, 64), (64, 64), (20, 10), (64, 31), (31, 64)])
+def test_letterbox(tmp_path: Path, width: int, height: int) -> None:
+    Image.new("RGB", (width, height), (200, 100, 50)).save(tmp_path / "x.png")
+    shown = evaluated(tmp_path, "x.png")
+    scale = 64 / max(width, height)
+    h, w = round(height * scale), round(width * scale)
+    top, left = (65 - h) // 2, (65 - w) // 2  # the odd pixel of a border lies above and to the left
+    expected = np.zeros((64, 64, 3))
+    expected[top : top + h, left : left + w] = (200, 100, 50)
+    assert np.abs(shown - expected).max() < 1
+
+
+def test_every_kind_of_picture_is_shown_as_a_viewer_shows_it(
+    tmp_path: Path, save_kinds: Callable[[Path], tuple[list[str], list[str]]]
+) -> None:
+    good, _ = save_kinds(tmp_path)
+    for name in good:
+        shown = evaluated(tmp_path, name)
+        image = ImageOps.exif_transpose(Image.open(tmp_path / name)).convert("RGB")
+        h, w = (max(1, round(side * 64 / max(image.size))) for side in image.size[::-1])
+        expected = np.asarray(image.resize((w, h), Image.Resampling.BILINEAR), float)
+        top, left = (65 - h) // 2, (65 - w) // 2  # the odd pixel of a border lies above and to the left
+        inside = shown[top : top + h, left : left + w]
+        assert np.abs(inside - expected).mean() < 3, name
+        assert shown.sum() == pytest.approx(inside.sum(), rel=1e-3, abs=50), name
+
+
+def test_shrinking_is_filtered(tmp_path: Path) -> None:
+    """A fine checkerboard becomes grey, not a coarse pattern."""
+    board = np.indices((512, 512)).sum(0) % 2 * 255
+    Image.fromarray(np.repeat(board[..., None], 3, 2).astype(np.uint8)).save(tmp_path / "x.png")
+    assert evaluated(tmp_path, "x.png").std() < 3
+
+
+def test_augmentation_moves_pixels_as_its_matrix_says(dataset: Dataset) -> None:
+    """A white disc lands where the inverse of the drawn matrix puts it, and borders stay black."""
+    y, x = np.indices((64, 64))
+    disc = np.where(((x + 0.5 - 44) ** 2 + (y + 0.5 - 26) ** 2 < 25)[..., None], 255, 0)
+    Image.fromarray(np.repeat(disc, 3, 2).astype(np.uint8)).save(dataset.root / "images" / "0.jpg", quality=100)
+    spec = replace(SPEC, size=64)
+    plan = plan_of(
+        dataset, rows=np.zeros(16, np.int64), targets=dataset.targets[:1].repeat(16, 0), batch_size=16, size=64
+    )
+    batch = next(training_stream(dataset.root, ["images/0.jpg"], plan, spec).batches())
+    numbers = draw(0, 0, 0, 16, 64)
+    for image, matrix in zip(pixels(batch.images), numbers.matrix, strict=True):
+        bright = image.mean(2) > 100
+        found = np.array([(x + 0.5)[bright].mean(), (y + 0.5)[bright].mean()])
+        expected = np.linalg.solve(matrix[:, :2], np.array([44, 26]) - matrix[:, 2])
+        assert np.abs(found - expected).max() < 0.7
+
+
+def test_colour_jitter_keeps_borders_black(dataset: Dataset) -> None:
+    Image.new("RGB", (64, 16), (120, 120, 120)).save(dataset.root / "images" / "0.jpg")
+    plan = plan_of(dataset, rows=np.zeros(8, np.int64), targets=dataset.targets[:1].repeat(8, 0), batch_size=8, size=64)
+    images = pixels(
+        next(training_stream(dataset.root, ["images/0.jpg"], plan, replace(SPEC, size=64)).batches()).images
+    )
+    assert np.abs(images[:, :4]).max() < 1e-3
+    middle = images[:, 32, 32]
+    assert middle.std(0).min() > 3  # brightness and contrast differ between draws
+
+
+def test_every_operator_runs_on_a_gpu_too() -> None:
+    """The graph is defined for a GPU as training defines it; whatever follows the decoder is placed there."""
+    from nvidia.dali import Pipeline, fn, ops, types
+
+    with Pipeline(batch_size=4, num_threads=1, device_id=0):
+        path = fn.external_source(lambda: None, dtype=types.UINT8, ndim=1)
+        matrix, *colour = (fn.external_source(lambda: None, dtype=types.FLOAT, ndim=n) for n in (2, 0, 0, 0))
+        node = picture_graph(path, (matrix, *colour), PictureSpec(64, "gpu", half=True))
+        assert node.device == "gpu"
+    names = []
+    while hasattr(node.source._op, "schema_name"):  # up to the external source
+        names.append((node.source._op.schema_name, node.source._op.device))
+        node = node.source.inputs[0]
+    *after, decoder, read = names
+    assert read[0] == "io__file__Read"
+    assert decoder[0] in ops.mixed_ops()
+    assert len(after) == 5
+    for name, device in after:
+        assert device == "gpu"
+        assert name in ops.gpu_ops(), f"{name} has no GPU kernel"
+
+
+@pytest.mark.parametrize("damage", ["empty", "gone", "truncated"])
+def test_a_picture_that_goes_bad_loses_no_batch(dataset: Dataset, damage: str) -> None:
+    plan = plan_of(dataset)
+    healthy = [b.rows.clone() for b, _ in zip(_stream(dataset, plan).batches(), range(5), strict=False)]
+    victim = int(healthy[2][1])
+    path = dataset.root / dataset.files[victim]
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if damage == "empty" else path.read_bytes()[:-200])
+    stream = _stream(dataset, plan)
+    rows = [b.rows.clone() for b, _ in zip(stream.batches(), range(5), strict=False)]
+    assert list(stream.bad) == [victim]
+    expected = healthy[2].clone()
+    expected[1] = expected[2]  # the next draw of the batch stands in
+    assert torch.equal(rows[2], expected)
+    assert all(torch.equal(rows[i], healthy[i]) for i in (0, 1, 3, 4))
+
+
+def test_evaluation_leaves_out_a_picture_that_goes_bad(dataset: Dataset) -> None:
+    (dataset.root / dataset.files[5]).write_bytes(b"")
+    stream = evaluation_stream(dataset.root, dataset.files, np.arange(24), 8, SPEC)
+    got = torch.cat([b.rows.clone() for b in stream.batches()])
+    assert got[got >= 0].tolist() == [i for i in range(24) if i != 5]
+
+
+def test_a_batch_without_any_good_picture_stops(dataset: Dataset) -> None:
+    for file in dataset.files:
+        (dataset.root / file).write_bytes(b"")
+    with pytest.raises(InputError, match="none of the pictures"):
+        next(_stream(dataset, plan_of(dataset)).batches())
+
+
+def _stream(dataset: Dataset, plan: TrainingPlan):  # type: ignore[no-untyped-def]
+    return training_stream(dataset.root, dataset.files, plan, SPEC)

@@ -1,0 +1,172 @@
+"""Layouts are recognised, bad pictures are named and left out, splits keep every label's share."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.coco import read_coco
+from pipelines.errors import InputError
+from pipelines.read import read_dataset, read_layout
+from pipelines.voc import read_voc
+
+Make = Callable[..., Path]
+
+
+def test_real_data_sets_are_read(photographs: Path) -> None:
+    study, corel, coco, voc = (read_layout(photographs / name) for name in ("study", "corel5k", "coco96", "voc20"))
+    assert (study.layout, len(study.files), len(study.labels)) == ("table", 12_000, 18)
+    assert (corel.layout, len(corel.files), len(corel.labels)) == ("table", 4_434, 74)
+    assert (coco.layout, len(coco.files), len(coco.labels)) == ("coco", 96, 80)
+    assert (~coco.targets.any(1)).sum() == 1  # the picture without boxes
+    assert (voc.layout, len(voc.files)) == ("voc", 20)
+    assert study.targets[study.splits["train"], study.labels.index("14")].sum() == 79
+    assert "rarest '14' 79, most frequent '1' 7,280; train 9,600, val 1,200, test 1,200" in study.summary()
+
+
+def coco_folder(root: Path, annotations: list[dict[str, int]]) -> Path:
+    (root / "annotations").mkdir()
+    (root / "train2017").mkdir()
+    (root / "train2017" / "a b.jpg").touch()
+    content = {
+        "images": [{"id": 7, "file_name": "a b.jpg"}, {"id": 8, "file_name": "gone.jpg"}],
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "car"}, {"id": 1, "name": "person"}],
+    }
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    return root
+
+
+def test_coco_labels_come_from_boxes(tmp_path: Path) -> None:
+    box = {"id": 1, "image_id": 7, "category_id": 3}
+    dataset = read_coco(coco_folder(tmp_path, [box, box, {"id": 2, "image_id": 8, "category_id": 1}]))
+    assert dataset.labels == ("person", "car")
+    assert dataset.files == ("train2017/a b.jpg",)
+    assert dataset.targets.tolist() == [[False, True]]
+    assert [r.file for r in dataset.rejected] == ["gone.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        ({"id": 5, "image_id": 7, "category_id": 99}, "unknown category 99"),
+        ({"id": 5, "image_id": 70, "category_id": 1}, "belongs to no picture"),
+    ],
+    ids=["category", "picture"],
+)
+def test_coco_annotation_that_fits_nothing(tmp_path: Path, annotation: dict[str, int], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        read_coco(coco_folder(tmp_path, [annotation]))
+
+
+def voc_folder(root: Path) -> Path:
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    for i in range(3):
+        (root / "JPEGImages" / f"{i}.jpg").touch()
+        objects = "".join(
+            f"<object><name>{n}</name><difficult>{i}</difficult></object>" for n in ("cat", "cat", f"x{i}")
+        )
+        (root / "Annotations" / f"{i}.xml").write_text(f"<annotation>{objects}</annotation>")
+    (root / "ImageSets/Main/train.txt").write_text("0\n1\nmissing\n")
+    (root / "ImageSets/Main/val.txt").write_text("2\n")
+    return root
+
+
+def test_voc_labels_come_from_objects_difficult_ones_too(tmp_path: Path) -> None:
+    dataset = read_voc(voc_folder(tmp_path))
+    assert dataset.labels == ("cat", "x0", "x1", "x2")
+    assert dataset.targets.tolist() == [
+        [True, True, False, False],
+        [True, False, True, False],
+        [True, False, False, True],
+    ]
+    assert {name: rows.tolist() for name, rows in dataset.splits.items()} == {"train": [0, 1], "val": [2]}
+    assert [r.file for r in dataset.rejected] == ["missing"]
+
+
+def test_voc_annotation_that_is_no_xml(tmp_path: Path) -> None:
+    root = voc_folder(tmp_path)
+    (root / "Annotations" / "1.xml").write_text("<annotation>")
+    with pytest.raises(InputError, match=r"1\.xml: not XML"):
+        read_voc(root)
+
+
+def test_bad_pictures_are_named_and_left_out_and_others_are_read(
+    table: Make, save_kinds: Callable[[Path], tuple[list[str], list[str]]]
+) -> None:
+    root = table(pictures=200)
+    good, bad = save_kinds(root / "images")
+    rows = "".join(f"{name},cat\n" for name in (*good, *bad))
+    (root / "train.csv").write_text((root / "train.csv").read_text() + rows + "absent.jpg,dog\n")
+    for _ in range(2):  # the second time from what the first found out
+        dataset = read_dataset(root)
+        names = {Path(file).name for file in dataset.files}
+        assert set(good) <= names
+        assert {Path(r.file).name for r in dataset.rejected} == {*bad, "absent.jpg"}
+        reasons = {Path(r.file).name: r.reason for r in dataset.rejected}
+        assert reasons["empty.jpg"] == "empty file"
+        assert reasons["text.jpg"] == "not a picture"
+        assert reasons["truncated.jpg"].startswith("damaged")
+        assert reasons["absent.jpg"] == "no such picture"
+
+
+def test_a_picture_that_changes_is_checked_again(table: Make) -> None:
+    root = table(pictures=40)
+    assert not read_dataset(root).rejected
+    (root / "images" / "3.jpg").write_bytes(b"")
+    assert [r.file for r in read_dataset(root).rejected] == ["images/3.jpg"]
+
+
+def test_too_many_bad_pictures_stop_unless_allowed(table: Make) -> None:
+    root = table(pictures=20)
+    for i in range(2):
+        (root / "images" / f"{i}.jpg").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"2 of 20 rows have no usable picture \(images/0.jpg: empty file; .*--allow-bad"
+    ):
+        read_dataset(root)
+    assert len(read_dataset(root, allow_bad=True).files) == 18
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda root: root / "nowhere", "no such folder"),
+        (lambda root: root, "neither train.csv nor"),
+    ],
+    ids=["missing", "unknown"],
+)
+def test_folders_that_are_no_data_set(tmp_path: Path, make: Callable[[Path], Path], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        read_dataset(make(tmp_path))
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").touch()
+    with pytest.raises(InputError, match="not a folder"):
+        read_dataset(tmp_path / "train.csv")
+
+
+def test_split_keeps_every_label_s_share(table: Make) -> None:
+    root = table(pictures=120)
+    dataset = read_dataset(root, val_fraction=0.25, seed=3)
+    train, val = dataset.splits["train"], dataset.splits["val"]
+    assert sorted([*train, *val]) == list(range(120))
+    assert len(val) == pytest.approx(30, abs=2)
+    whole = dataset.targets.mean(0)
+    assert np.abs(dataset.targets[val].mean(0) - whole).max() < 0.05
+    again = read_dataset(root, val_fraction=0.25, seed=3)
+    other = read_dataset(root, val_fraction=0.25, seed=4)
+    assert np.array_equal(again.splits["val"], val)
+    assert not np.array_equal(other.splits["val"], val)
+
+
+def test_fingerprint_follows_the_data(table: Make) -> None:
+    root = table()
+    before = read_dataset(root).fingerprint()
+    assert read_dataset(root).fingerprint() == before
+    (root / "train.csv").write_text((root / "train.csv").read_text().replace("1.jpg,cat", "1.jpg,dog", 1))
+    assert read_dataset(root).fingerprint() != before

@@ -1,0 +1,134 @@
+"""The sampling plan is a pure function, loses no row, and reaches its targets."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from pipelines.draws import ANGLE, SMALLEST_CROP, draw, uniform_numbers
+from pipelines.sampling import (
+    draw_weights,
+    epoch_rows,
+    oversample_target,
+    positive_weights,
+    rank_slice,
+    repeats,
+)
+from pipelines.table import read_table
+
+Targets = NDArray[np.bool_]
+tables = st.tuples(st.integers(1, 40), st.integers(1, 6)).flatmap(lambda shape: arrays(np.bool_, shape))
+
+
+@given(tables, st.integers(0, 5), st.integers(0, 3))
+def test_uniform_is_a_permutation(targets: Targets, seed: int, epoch: int) -> None:
+    assert sorted(epoch_rows(targets, "uniform", seed, epoch)) == list(range(len(targets)))
+
+
+@settings(deadline=None)
+@given(tables, st.integers(1, 60), st.integers(0, 5))
+def test_oversampling_reaches_the_target_and_loses_no_row(targets: Targets, target: int, seed: int) -> None:
+    rows = epoch_rows(targets, "oversample", seed, 0, target)
+    assert set(rows) == set(range(len(targets)))
+    occurring = targets.any(0)
+    assert (targets[rows].sum(0)[occurring] >= target).all()
+
+
+@given(tables, st.integers(1, 60))
+def test_oversampling_repeats_only_rows_of_labels_that_lack_pictures(targets: Targets, target: int) -> None:
+    count = repeats(targets, target, 0)
+    lacking = targets[:, targets.sum(0) < target].any(1)
+    assert (count[~lacking] == 1).all()
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "oversample", "weighted"])
+def test_same_seed_same_plan_and_another_order_each_epoch(strategy: str) -> None:
+    targets = np.random.default_rng(0).random((200, 5)) < [0.5, 0.3, 0.1, 0.05, 0.02]
+    first = epoch_rows(targets, strategy, 7, 0)  # type: ignore[arg-type]
+    assert np.array_equal(first, epoch_rows(targets, strategy, 7, 0))  # type: ignore[arg-type]
+    assert not np.array_equal(first, epoch_rows(targets, strategy, 7, 1))  # type: ignore[arg-type]
+    assert not np.array_equal(first, epoch_rows(targets, strategy, 8, 0))  # type: ignore[arg-type]
+
+
+def test_weighted_draws_follow_the_rarest_label() -> None:
+    targets = np.zeros((1000, 2), bool)
+    targets[:900, 0] = True
+    targets[:100, 1] = True  # rows 0 to 99 have both labels, 900 to 999 none
+    weights = draw_weights(targets)
+    assert weights.sum() == pytest.approx(1)
+    assert weights[0] / weights[500] == pytest.approx(9)
+    assert weights[950] == pytest.approx(weights[500])
+    rows = epoch_rows(targets, "weighted", 0, 0)
+    assert len(rows) == 1000
+    assert 400 < targets[rows, 1].sum() < 600  # 100 · 9 of 1,800
+
+
+def test_target_is_scaled_to_small_data_sets() -> None:
+    assert [oversample_target(n) for n in (100_000, 30_000, 9_600, 12, 1)] == [2500, 2500, 800, 1, 1]
+
+
+def test_positive_weights_are_clipped() -> None:
+    targets = np.zeros((1000, 3), bool)
+    targets[:, 0] = True
+    targets[:250, 1] = True
+    targets[:1, 2] = True
+    assert positive_weights(targets).tolist() == pytest.approx([0.05, 3.0, 20.0])
+
+
+@given(st.integers(0, 9), st.integers(1, 8), st.integers(1, 4))
+def test_ranks_cover_a_step_without_overlap(step: int, share: int, ranks: int) -> None:
+    batch = share * ranks
+    places = [range(1000)[rank_slice(step, batch, rank, ranks)] for rank in range(ranks)]
+    assert [place for part in places for place in part] == list(range(step * batch, (step + 1) * batch))
+
+
+@given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 500), st.integers(1, 40), st.integers(0, 39))
+def test_draws_do_not_depend_on_the_batches_they_come_in(
+    seed: int, epoch: int, start: int, count: int, at: int
+) -> None:
+    at %= count
+    whole = draw(seed, epoch, start, count, 128)
+    alone = draw(seed, epoch, start + at, 1, 128)
+    assert np.array_equal(whole.matrix[at], alone.matrix[0])
+    assert (whole.brightness[at], whole.contrast[at], whole.hue[at]) == (
+        alone.brightness[0],
+        alone.contrast[0],
+        alone.hue[0],
+    )
+
+
+def test_draws_are_spread_as_stated() -> None:
+    numbers = uniform_numbers(0, 0, 0, 20_000)
+    assert np.abs(numbers.mean(0) - 0.5).max() < 0.01
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(8)).max() < 0.03
+    matrix = draw(0, 0, 0, 20_000, 320).matrix
+    turn = matrix[:, :, :2].astype(np.float64)
+    flipped = np.linalg.det(turn) < 0
+    assert flipped.mean() == pytest.approx(0.5, abs=0.02)
+    zoom = np.sqrt(np.abs(np.linalg.det(turn)))
+    assert (zoom.min(), zoom.max()) == (pytest.approx(SMALLEST_CROP, abs=1e-3), pytest.approx(1, abs=1e-3))
+    angle = np.rad2deg(np.arctan2(turn[:, 1, 1] * 0 - turn[:, 0, 1], turn[:, 1, 1]))
+    assert (angle.min(), angle.max()) == (pytest.approx(-ANGLE, abs=0.1), pytest.approx(ANGLE, abs=0.1))
+    centres = turn @ np.full(2, 160.0) + matrix[:, :, 2]
+    assert np.abs(centres - 160).max() <= (1 - SMALLEST_CROP) * 160 + 1e-3  # the crop stays in the picture
+
+
+def test_epochs_and_seeds_draw_differently() -> None:
+    draws = [uniform_numbers(seed, epoch, 0, 4) for seed in (0, 1) for epoch in (0, 1)]
+    assert len({d.tobytes() for d in draws}) == 4
+
+
+def test_every_label_of_the_study_reaches_2500(photographs, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """30,000 rows, 90 to 1; the growth is the one that the README quotes."""
+    text = (photographs / "study_labels" / "train.csv").read_bytes()
+    (tmp_path / "train.csv").write_bytes(text)
+    for line in text.decode().splitlines():
+        name = line.partition(",")[0]
+        if name.endswith(".jpg"):
+            (tmp_path / name).touch()
+    targets = read_table(tmp_path).targets
+    rows = epoch_rows(targets, "oversample", 0, 0)
+    assert targets[rows].sum(0).min() >= 2500
+    assert len(rows) / len(targets) == pytest.approx(1.54, abs=0.02)

@@ -1,0 +1,161 @@
+"""The table reader reads what people have, and says in one line what it cannot read."""
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines.errors import InputError
+from pipelines.table import read_table
+
+Make = Callable[..., Path]
+
+
+def labels_of(root: Path) -> dict[str, set[str]]:
+    dataset = read_table(root)
+    return {
+        Path(file).name: {dataset.labels[i] for i in np.flatnonzero(row)}
+        for file, row in zip(dataset.files, dataset.targets, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("cells", "separator"), [("a b|c|a", "|"), ("a b;c;a", ";"), ("a,c,a", ","), ("a c  a", " ")], ids=repr
+)
+def test_label_separators(table: Make, cells: str, separator: str) -> None:
+    got = labels_of(table(f'image,labels,caption\n0.jpg,"{cells}",x\n1.jpg,,y\n'))
+    assert got == {"0.jpg": {"a", "c"} | ({"a b"} if separator in "|;" else set()), "1.jpg": set()}
+
+
+def test_one_column_a_label(table: Make) -> None:
+    root = table("file,sun,sea,caption\n0.jpg,1,0,one\n1.jpg,0,0,two\n2.jpg,1,1,three\n")
+    assert labels_of(root) == {"0.jpg": {"sun"}, "1.jpg": set(), "2.jpg": {"sun", "sea"}}
+
+
+def test_label_order_is_natural(table: Make) -> None:
+    assert read_table(table("image,labels\n0.jpg,10 2\n1.jpg,1\n")).labels == ("1", "2", "10")
+
+
+def test_labels_txt_fixes_the_order(table: Make) -> None:
+    root = table("image,labels\n0.jpg,b\n1.jpg,a\n")
+    (root / "labels.txt").write_text("c\nb\na\n")
+    assert read_table(root).labels == ("c", "b", "a")
+
+
+def test_captions_with_commas_quotes_and_line_breaks(table: Make) -> None:
+    text = (
+        "ImageID,Labels,Caption\r\n"
+        '0.jpg,1 2,"two, commas, here"\r\n'
+        '1.jpg,2,"a ""quoted"" word"\r\n'
+        '2.jpg,1,"on two\nlines"\r\n'
+        '3.jpg,1,"the word " Driving \' written, under it."\r\n'
+        '4.jpg,2,half a " quote, unquoted\r\n'
+        "5.jpg,1 3,plain\r\n"
+    )
+    assert labels_of(table(text)) == {
+        "0.jpg": {"1", "2"},
+        "1.jpg": {"2"},
+        "2.jpg": {"1"},
+        "3.jpg": {"1"},
+        "4.jpg": {"2"},
+        "5.jpg": {"1", "3"},
+    }
+
+
+def test_stray_quote_does_not_swallow_rows(table: Make) -> None:
+    text = 'image,labels,caption\n0.jpg,a,"never closed\n1.jpg,b,fine\n2.jpg,c,"fine too"\n3.jpg,a,end\n'
+    assert labels_of(table(text)) == {"0.jpg": {"a"}, "1.jpg": {"b"}, "2.jpg": {"c"}, "3.jpg": {"a"}}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(captions=st.lists(st.text(max_size=30), min_size=1, max_size=6))
+def test_any_caption_that_is_quoted_properly(table: Make, captions: list[str]) -> None:
+    """No caption of a well-formed table moves a label to another picture."""
+    text = io.StringIO()
+    csv.writer(text).writerow(["image", "labels", "caption"])
+    for i, caption in enumerate(captions):
+        looks_like_a_row = ".jpg" in caption
+        csv.writer(text).writerow([f"{i}.jpg", f"label{i}", "" if looks_like_a_row else caption])
+    root = table("", pictures=0)
+    (root / "train.csv").write_bytes(text.getvalue().encode("utf-8", "replace"))
+    for i in range(len(captions)):
+        (root / "images" / f"{i}.jpg").touch()
+    assert {name: labels for name, labels in labels_of(root).items() if labels} == {
+        f"{i}.jpg": {f"label{i}"} for i in range(len(captions))
+    }
+
+
+def test_ids_without_ending(table: Make) -> None:
+    assert labels_of(table("id,labels\n0,a\n1,b\n")) == {"0.jpg": {"a"}, "1.jpg": {"b"}}
+
+
+@pytest.mark.parametrize("folder", ["data", "train", "."])
+def test_picture_folders(table: Make, folder: str) -> None:
+    root = table("image,labels\n0.jpg,a\n")
+    (root / "images").rename(root / "moved")
+    (root / folder).mkdir(exist_ok=True)
+    (root / "moved" / "0.jpg").rename(root / folder / "0.jpg")
+    assert labels_of(root) == {"0.jpg": {"a"}}
+
+
+def test_rows_of_the_same_picture_are_merged(table: Make) -> None:
+    root = table("image,labels\n0.jpg,a\n0.jpg,b\n1.jpg,a\n")
+    assert labels_of(root) == {"0.jpg": {"a", "b"}, "1.jpg": {"a"}}
+    assert "1 further rows" in read_table(root).notes[0]
+
+
+def test_semicolons_and_byte_order_mark(table: Make) -> None:
+    assert labels_of(table("\ufeffimage;tags\n0.jpg;a b\n1.jpg;a\n")) == {"0.jpg": {"a", "b"}, "1.jpg": {"a"}}
+
+
+def test_pictures_outside_the_folder_are_never_found(table: Make, tmp_path: Path) -> None:
+    (tmp_path / "secret.jpg").write_bytes(b"x")
+    root = table(f"image,labels\n0.jpg,a\n../secret.jpg,a\n{tmp_path}/secret.jpg,a\nlink.jpg,a\n")
+    (root / "images" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    dataset = read_table(root)
+    assert dataset.files == ("images/0.jpg",)
+    assert [r.file for r in dataset.rejected] == ["../secret.jpg", f"{tmp_path}/secret.jpg", "link.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"train": ""}, "train.csv: the table is empty"),
+        ({"train": "image,labels\n"}, "a header and no rows"),
+        ({"train": "image\n0.jpg\n"}, "one column only"),
+        ({"train": "image,colour\n0.jpg,red\n"}, "no column of labels among 'colour'"),
+        ({"train": "image,a,a\n0.jpg,1,1\n"}, "'a' is there twice"),
+        ({"train": "image,labels\n0.jpg,a\n", "val": "image,labels\n1.jpg,zebra\n"}, "1.jpg has the label 'zebra'"),
+        ({"train": "image,labels\n0.jpg,a\n", "val": "image,name\n1.jpg,a\n"}, "val.csv: column 'labels' is missing"),
+        ({"train": "image,a,b\n0.jpg,1,0\n", "val": "image,a\n1.jpg,1\n"}, "val.csv: column 'b' is missing"),
+        ({"train": "image,a\n0.jpg,1\n", "val": "image,a,b\n1.jpg,1,0\n"}, "val.csv: column 'b' is unknown"),
+        ({"train": "image,a\n0.jpg,1\n", "val": "image,a\n1.jpg,2\n"}, "val.csv: column 'a' is a label and may hold"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_tables_are_told_in_a_line(table: Make, tables: dict[str, str], words: str) -> None:
+    root = table(**tables)
+    with pytest.raises(InputError) as error:
+        read_table(root)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_study_s_whole_table(photographs: Path, tmp_path: Path) -> None:
+    """30,000 rows with the published quirks, each with its own labels."""
+    text = (photographs / "study_labels" / "train.csv").read_bytes()
+    (tmp_path / "train.csv").write_bytes(text)
+    (tmp_path / "images").mkdir()
+    for line in text.decode().splitlines():
+        name = line.partition(",")[0]
+        if name.endswith(".jpg"):
+            (tmp_path / "images" / name).touch()
+    dataset = read_table(tmp_path)
+    assert len(dataset.files) == 30_000
+    assert len(dataset.labels) == 18
+    assert not dataset.rejected
