@@ -16,6 +16,7 @@ from engine.evaluate import Stopped, figures, mean_loss, predict
 from engine.metrics import scores
 from engine.model import InceptionResNetV1
 from engine.progress import Advance, bar, say
+from engine.report import write_page
 from engine.run import Run, load_checkpoint, save_checkpoint, write_json
 from engine.schedule import learning_rate
 from pipelines.dataset import Dataset
@@ -92,7 +93,7 @@ class Trainer:
         self.progress = Progress()
 
     def fit(self) -> None:
-        """Trains to the end and writes thresholds.json and report.json of the best epoch.
+        """Trains to the end and writes thresholds.json, report.json and report.html of the best epoch.
 
         Raises:
             Stopped: after saving, when `stopped` says so.
@@ -207,7 +208,7 @@ class Trainer:
         return predict(self.model, stream, self.placement, len(self.dataset.labels), self.stopped)
 
     def _final_report(self) -> None:
-        """Figures of the best epoch on validation, and on test where there is one, thresholds being validation's."""
+        """Figures and thresholds of the best epoch on validation."""
         best = load_checkpoint(self.run.best, self.placement.device)
         self.model.load_state_dict(best["model"])
         logits, rows = self._predict("val")
@@ -215,6 +216,7 @@ class Trainer:
         content = {"split": "val", "epoch": best["progress"]["epoch"], **report}
         write_json(self.run.thresholds, dict(zip(self.dataset.labels, thresholds, strict=True)))
         write_json(self.run.report, content)
+        write_page(self.run)
 
     def save(self, best: bool = False) -> None:
         """Writes all state to last.pt or best.pt."""

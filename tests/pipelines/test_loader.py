@@ -1,4 +1,4 @@
-"""Batches: the right pixels, each row once, the same batch wherever a stream starts, and no batch lost to a bad file."""
+"""Batches: the right pixels, each row once, the same wherever a stream starts, and none lost to a bad file."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,0 +1,66 @@
+"""Presets are what they say, and impossible values are refused by name."""
+
+import json
+from itertools import pairwise
+
+import pytest
+
+from engine.config import PRESETS, Config, resolve
+from engine.schedule import learning_rate
+from pipelines import draws
+from pipelines.errors import InputError
+
+
+def test_paper_is_the_study_s_configuration() -> None:
+    config = resolve("paper", {})
+    assert (config.image_size, config.width, config.dropout, config.batch_size, config.epochs) == (
+        320,
+        1.0,
+        0.2,
+        32,
+        20,
+    )
+    assert (config.lr, config.schedule, config.sampling, config.augment) == (0.001, "constant", "oversample", True)
+    assert config.patience is not None
+    assert config.oversample_target is None  # 2,500, see pipelines.sampling
+    assert not config.class_weights
+    assert draws.ANGLE == 15
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_resolve_and_survive_json(preset: str) -> None:
+    config = resolve(preset, {"epochs": 3, "lr": None})  # type: ignore[arg-type]
+    assert config.epochs == 3
+    assert config.lr == PRESETS[preset].get("lr", 0.001)  # type: ignore[index]
+    assert Config.load({**json.loads(json.dumps(config.values())), "fingerprint": "x"}) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"epochs": 0}, "--epochs 0"),
+        ({"lr": -1.0}, "--lr -1.0"),
+        ({"lr": float("nan")}, "--lr nan"),
+        ({"batch_size": 1}, "--batch-size 1"),
+        ({"image_size": 74}, "--image-size 74"),
+        ({"val_fraction": 1.0}, "--val-fraction 1.0"),
+        ({"oversample_target": 0}, "--oversample-target 0"),
+        ({"patience": 0}, "--patience 0"),
+        ({"seed": -1}, "--seed -1"),
+        ({"width": 0.0}, "--width 0.0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_impossible_values(values: dict[str, float], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        resolve("paper", values)
+
+
+def test_learning_rates() -> None:
+    assert {learning_rate("constant", 0.1, step, 100) for step in range(100)} == {0.1}
+    rates = [learning_rate("one-cycle", 0.1, step, 100) for step in range(100)]
+    assert max(rates) == pytest.approx(0.1)
+    assert rates.index(max(rates)) in (19, 20)
+    assert all(a < b for a, b in pairwise(rates[:20]))
+    assert all(a > b for a, b in pairwise(rates[20:]))
+    assert 0 < rates[-1] < 0.001

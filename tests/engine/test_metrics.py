@@ -1,0 +1,55 @@
+"""Figures of merit in ordinary and degenerate cases, and thresholds."""
+
+import numpy as np
+import pytest
+
+from engine.metrics import FEW_POSITIVES, average_precision, per_label, scores, tuned_thresholds
+
+
+def test_scores_of_a_small_table_by_hand() -> None:
+    targets = np.array([[1, 0], [1, 1], [0, 0], [0, 1]], bool)
+    probabilities = np.array([[0.9, 0.6], [0.4, 0.7], [0.8, 0.2], [0.1, 0.3]], np.float32)
+    got = scores(probabilities, targets)
+    # label 0: 1 hit, 1 false alarm, 1 miss; label 1: the same
+    assert got.micro_f1 == pytest.approx(0.5)
+    assert got.macro_f1 == pytest.approx(0.5)
+    # label 0: 0.9 hit, 0.8 no, 0.4 hit: (1 + 2/3) / 2; label 1: 0.7 hit, 0.6 no, 0.3 hit
+    assert got.map == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_labels_without_and_with_only_positives() -> None:
+    targets = np.array([[0, 1], [0, 1], [0, 1]], bool)
+    probabilities = np.full((3, 2), 0.7, np.float32)
+    rows = per_label(("none", "all"), probabilities, targets)
+    assert (rows[0]["ap"], rows[0]["f1"], rows[0]["support"]) == (None, 0.0, 0)
+    assert (rows[1]["ap"], rows[1]["f1"], rows[1]["support"]) == (1.0, 1.0, 3)
+    assert np.isnan(average_precision(probabilities, targets)[0])
+    assert scores(probabilities, targets).map == 1.0
+    assert scores(probabilities[:, :1], targets[:, :1]).map == 0.0
+
+
+def test_tuned_thresholds_never_lose_on_labels_with_enough_pictures() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.random((500, 4)) < [0.5, 0.3, 0.2, 0.1]
+    probabilities = np.clip(targets * 0.15 + rng.random((500, 4)) * 0.4, 0, 1).astype(np.float32)
+    thresholds = tuned_thresholds(probabilities, targets)
+    before = per_label(("a", "b", "c", "d"), probabilities, targets)
+    after = per_label(("a", "b", "c", "d"), probabilities, targets, thresholds)
+    assert all(t["f1"] > h["f1"] for h, t in zip(before, after, strict=True))
+
+
+def test_a_rare_label_shares_the_threshold_of_all() -> None:
+    rng = np.random.default_rng(1)
+    targets = np.zeros((400, 2), bool)
+    targets[:200, 0] = True
+    targets[: FEW_POSITIVES - 1, 1] = True
+    probabilities = rng.random((400, 2)).astype(np.float32)
+    probabilities[:, 0] = targets[:, 0] * 0.3 + 0.2
+    thresholds = tuned_thresholds(probabilities, targets)
+    pooled = tuned_thresholds(probabilities.reshape(-1, 1), targets.reshape(-1, 1))
+    assert thresholds[1] == pooled[0]
+    assert thresholds[0] != thresholds[1]
+
+
+def test_no_positives_at_all() -> None:
+    assert tuned_thresholds(np.full((5, 2), 0.3, np.float32), np.zeros((5, 2), bool)).tolist() == [0.5, 0.5]

@@ -1,0 +1,260 @@
+"""Training as a user starts it: the run's folder, resuming to the bit, bad input in a line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config import Config, resolve
+from engine.device import decide
+from engine.evaluate import Stopped
+from engine.run import Run, load_checkpoint, write_json
+from engine.train import Arguments, train
+from engine.trainer import Trainer
+from pipelines.dataset import Dataset
+from pipelines.errors import InputError
+from pipelines.read import read_dataset
+
+Make = Callable[..., Path]
+TINY = {"image_size": 75, "width": 0.125, "batch_size": 4, "epochs": 2, "device": "cpu"}
+TIMES = {"seconds", "images_per_s", "data_wait_fraction"}
+
+
+def trainer_of(dataset: Dataset, folder: Path, stop_at: int | None = None, **changes: object) -> Trainer:
+    """A trainer that stops when asked for the n-th time whether it shall."""
+    config = resolve("demo", {**TINY, "sampling": "oversample", "oversample_target": 12, **changes})
+    run = Run(folder)
+    run.last.parent.mkdir(parents=True, exist_ok=True)
+    write_json(run.config, config.values())
+    asked = iter(range(10**6))
+    return Trainer(config, dataset, decide("cpu", False, "off"), run, lambda: next(asked) == stop_at)
+
+
+def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]], object]:
+    """Weights, metrics without times, and report of a finished run."""
+    run = Run(folder)
+    state = load_checkpoint(run.last)
+    lines = [{k: v for k, v in line.items() if k not in TIMES} for line in run.metric_lines()]
+    return state["model"], lines, json.loads(run.report.read_text())
+
+
+@pytest.fixture
+def dataset(table: Make) -> Dataset:
+    return read_dataset(table(), val_fraction=0.25)
+
+
+@pytest.mark.parametrize("stop_at", [0, 3, 7], ids=lambda n: f"after-{n}")
+def test_resuming_ends_bit_identical(dataset: Dataset, tmp_path: Path, stop_at: int) -> None:
+    """Stopped before the first step, inside the first epoch, and in its validation or after it."""
+    trainer_of(dataset, tmp_path / "whole").fit()
+    stopped = trainer_of(dataset, tmp_path / "parts", stop_at)
+    with pytest.raises(Stopped):
+        stopped.fit()
+    again = trainer_of(dataset, tmp_path / "parts")
+    again.restore()
+    assert asdict(again.progress) == asdict(stopped.progress)
+    again.fit()
+    (weights, lines, report), (weights_2, lines_2, report_2) = outcome(tmp_path / "whole"), outcome(tmp_path / "parts")
+    assert weights.keys() == weights_2.keys()
+    assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
+    assert lines == lines_2
+    assert len(lines) == 2
+    assert report == report_2
+
+
+def test_a_checkpoint_inside_an_epoch_is_written_and_resumed(dataset: Dataset, tmp_path: Path) -> None:
+    """As after a power cut: what is on the disk is the periodic checkpoint, not one made on leaving."""
+    trainer_of(dataset, tmp_path / "whole").fit()
+    cut = trainer_of(dataset, tmp_path / "cut", checkpoint_steps=3)
+    steps = []
+    original = cut.train_step
+
+    def step(batch):  # type: ignore[no-untyped-def]
+        steps.append(1)
+        if len(steps) == 5:
+            raise MemoryError
+        return original(batch)
+
+    cut.train_step = step  # type: ignore[method-assign]
+    with pytest.raises(MemoryError):
+        cut.fit()
+    again = trainer_of(dataset, tmp_path / "cut")
+    again.restore()
+    assert again.progress.step == 3
+    again.fit()
+    weights, weights_2 = outcome(tmp_path / "whole")[0], outcome(tmp_path / "cut")[0]
+    assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
+
+
+def test_early_stopping(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([0.5, 0.6, 0.7, 0.8, 0.1, 0.9, 0.9])
+    monkeypatch.setattr("engine.trainer.mean_loss", lambda *_: next(losses))
+    trainer_of(dataset, tmp_path, epochs=6, patience=2).fit()
+    assert [line["val_loss"] for line in Run(tmp_path).metric_lines()] == [0.5, 0.6, 0.7]
+    assert json.loads(Run(tmp_path).report.read_text())["epoch"] == 1
+
+
+def test_two_steps_of_the_study_s_configuration(dataset: Dataset, tmp_path: Path) -> None:
+    """320×320, width 1, all of `paper` but its batch."""
+    run = Run(tmp_path)
+    run.last.parent.mkdir(parents=True)
+    config = resolve("paper", {"batch_size": 8, "device": "cpu"})
+    trainer = Trainer(config, dataset, decide("cpu", False, "off"), run, lambda: False)
+    from pipelines.loader import training_stream
+
+    before = trainer.model.logits.weight.detach().clone()
+    batches = training_stream(dataset.root, dataset.files, trainer.plan, trainer.placement.spec(320)).batches()
+    losses = [float(trainer.train_step(next(batches))) for _ in range(2)]
+    assert all(0 < loss < 5 for loss in losses)
+    assert (trainer.model.logits.weight - before).abs().max().item() == pytest.approx(0.002, rel=0.2)  # Adam, 2 · lr
+
+
+def test_loss_falls_on_a_set_that_can_be_learnt_by_heart(dataset: Dataset, tmp_path: Path) -> None:
+    trainer = trainer_of(dataset, tmp_path, epochs=8, augment=False, lr=0.002)
+    trainer.fit()
+    losses = [line["train_loss"] for line in Run(tmp_path).metric_lines()]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_run_s_folder(table: Make, tmp_path: Path) -> None:
+    root, out = table(), tmp_path / "run"
+    arguments = Arguments(data=root, out=out, preset="demo", epochs=1, batch_size=4, image_size=75, width=0.125)
+    assert train(arguments) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["labels"] == ["bird", "cat", "dog"]
+    assert (config["epochs"], config["data"]) == (1, str(root))
+    assert len(config["fingerprint"]) == 64
+    assert config["versions"]["torch"] == torch.__version__.partition("+")[0]
+    line = json.loads((out / "metrics.jsonl").read_text())
+    names = "epoch train_loss val_loss micro_f1 macro_f1 map lr images_per_s data_wait_fraction seconds"
+    assert list(line) == names.split()
+    assert set(json.loads((out / "thresholds.json").read_text())) == {"bird", "cat", "dog"}
+    report = json.loads((out / "report.json").read_text())
+    assert set(report["labels"][0]) == {"label", "precision", "recall", "f1", "ap", "support"}
+    assert {"micro_f1", "macro_f1", "map"} <= report.keys()
+    assert "bird" in (out / "report.html").read_text()
+    assert list((out / "tensorboard").iterdir())
+    for name in ("last.pt", "best.pt"):
+        assert load_checkpoint(out / "checkpoints" / name)["labels"] == ["bird", "cat", "dog"]
+
+    with pytest.raises(InputError, match="there is a run in it"):
+        train(arguments)
+    with pytest.raises(InputError, match="--lr cannot be given with --resume"):
+        train(Arguments(resume=out, lr=0.1))
+    assert train(Arguments(resume=out, epochs=2)) == 0
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+
+    small = replace(arguments, init=out / "checkpoints" / "best.pt")
+    assert train(replace(small, out=tmp_path / "other")) == 0
+    with pytest.raises(InputError, match="is --width the same"):
+        train(replace(small, out=tmp_path / "wide", width=0.25))
+
+    (root / "train.csv").write_text((root / "train.csv").read_text().replace("1.jpg,cat", "1.jpg,dog", 1))
+    with pytest.raises(InputError, match="the data set has changed"):
+        train(Arguments(resume=out, epochs=3))
+
+
+@pytest.mark.parametrize("name", ["corel5k", "coco96", "voc20"])
+def test_real_photographs_train(photographs: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of each layout; whole epochs are for people."""
+    monkeypatch.setattr("pipelines.loader.TrainingPlan.steps", lambda self: 2)
+    arguments = Arguments(data=photographs / name, out=tmp_path, preset="demo", epochs=1, batch_size=4, width=0.125)
+    if name == "corel5k":
+        monkeypatch.setattr("pipelines.read.undecodable", lambda *_: [])
+    assert train(arguments) == 0
+    assert (tmp_path / "report.json").exists()
+
+
+def test_unusable_checkpoints(tmp_path: Path) -> None:
+    import pickle
+
+    for name, content in {"empty": b"", "pickle": pickle.dumps(print), "text": b"no checkpoint"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="not a usable checkpoint"):
+            load_checkpoint(tmp_path / name)
+    with pytest.raises(InputError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_configuration_from_elsewhere_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not JSON"):
+        Run(tmp_path).read_config()
+    assert Config.load({"epochs": 3}).epochs == 3
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "engine.train", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--nope", "3"], "--nope"),
+        (["--epochs", "many"], "--epochs"),
+        (["--preset", "big"], "--preset"),
+        (["--data", "/no/such/folder", "--preset", "demo"], "/no/such/folder: no such folder"),
+        (["--resume", "/no/such/run"], "no run in it"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_command_lines(arguments: list[str], words: str) -> None:
+    answer = command(*arguments)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: ")
+    assert words in answer.stderr
+    assert answer.stderr.count("\n") == 1
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys; sys.argv[1:] = ['--help']; import engine.train as t\ntry: t.main()\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'nvidia', 'sklearn', 'polars'} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert "--oversample-target" in answer.stdout
+    assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_ctrl_c_saves_and_leaves_with_130(table: Make, tmp_path: Path) -> None:
+    arguments = ["--data", str(table()), "--out", str(tmp_path / "run"), "--preset", "demo", "--epochs", "2000"]
+    arguments += ["--width", "0.125", "--image-size", "75", "--batch-size", "4"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "engine.train", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 130
+    assert f"--resume {tmp_path / 'run'}" in rest
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["epoch"] >= 1
+
+
+@pytest.mark.slow
+def test_compiled_on_the_cpu_gives_the_same_figures(dataset: Dataset, tmp_path: Path) -> None:
+    trainer_of(dataset, tmp_path / "eager", epochs=1, dropout=0.0).fit()
+    run = Run(tmp_path / "compiled")
+    run.last.parent.mkdir(parents=True)
+    write_json(run.config, {})
+    config = resolve("demo", {**TINY, "sampling": "oversample", "oversample_target": 12, "epochs": 1, "dropout": 0.0})
+    Trainer(config, dataset, decide("cpu", False, "on"), run, lambda: False).fit()
+    eager, compiled = Run(tmp_path / "eager").metric_lines()[0], run.metric_lines()[0]
+    assert compiled["train_loss"] == pytest.approx(eager["train_loss"], rel=1e-2)
