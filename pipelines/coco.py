@@ -64,7 +64,9 @@ def _load(root: Path) -> list[tuple[str, Path, dict[str, Any]]]:
             split = next((name for name in SPLITS if name in path.stem.lower()), "train")
             loaded.append((split, path, content))
     if not any(split == "train" for split, _, _ in loaded):
-        raise InputError(f"{root / 'annotations'}: no file of training pictures with images, annotations and categories")
+        raise InputError(
+            f"{root / 'annotations'}: no file of training pictures with images, annotations and categories"
+        )
     return loaded
 
 
@@ -74,7 +76,9 @@ def _categories(loaded: list[tuple[str, Path, dict[str, Any]]]) -> dict[int, str
         for category in content["categories"]:
             name = categories.setdefault(category["id"], str(category["name"]))
             if name != category["name"]:
-                raise InputError(f"{path}: category {category['id']} is {category['name']!r} here and {name!r} elsewhere")
+                raise InputError(
+                    f"{path}: category {category['id']} is {category['name']!r} here and {name!r} elsewhere"
+                )
     return categories
 
 

@@ -1,4 +1,4 @@
-"""The sampling plan: which row stands at which position of an epoch. Pure functions of labels, strategy, seed, epoch."""
+"""The sampling plan: which row stands where in an epoch. Pure functions of labels, strategy, seed and epoch."""
 
 from typing import Literal
 
