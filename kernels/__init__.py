@@ -1,0 +1,28 @@
+"""Fused operations with kernels of their own: Triton on a GPU, plain torch on the CPU, autograd on both.
+
+Importing the package loads no torch: an operation comes, and torch with it, when it is first asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kernels.bce import sigmoid_bce
+    from kernels.residual import residual_add_relu
+
+__all__ = ["residual_add_relu", "sigmoid_bce"]
+
+_HOME = {"residual_add_relu": "kernels.residual", "sigmoid_bce": "kernels.bce"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    # Kept in the namespace, so that the next look-up is an ordinary one.
+    globals()[name] = operation = getattr(import_module(_HOME[name]), name)
+    return operation
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
