@@ -43,7 +43,7 @@ def read_table(root: Path) -> Dataset:
     rejected: list[Rejected] = []
     notes: list[str] = []
     for split, table in tables.items():
-        folders = PictureFolders(root, (*PICTURE_FOLDERS, split) if split != "train" else PICTURE_FOLDERS)
+        folders = PictureFolders(root, (split, *PICTURE_FOLDERS))  # its own folder first: names may repeat in others
         row_of: dict[str, int] = {}
         merged = 0
         for name, row_labels in zip(table.pictures, names[split], strict=True):

@@ -103,6 +103,17 @@ def test_picture_folders(table: Make, folder: str) -> None:
     assert labels_of(root) == {"0.jpg": {"a"}}
 
 
+def test_splits_with_folders_of_their_own(table: Make) -> None:
+    """The same file name in train/ and val/ is two pictures."""
+    root = table("image,labels\n0.jpg,a\n", val="image,labels\n0.jpg,a\n")
+    for folder in ("train", "val"):
+        (root / folder).mkdir()
+        (root / folder / "0.jpg").touch()
+    dataset = read_table(root)
+    assert dataset.files == ("train/0.jpg", "val/0.jpg")
+    assert not dataset.notes
+
+
 def test_rows_of_the_same_picture_are_merged(table: Make) -> None:
     root = table("image,labels\n0.jpg,a\n0.jpg,b\n1.jpg,a\n")
     assert labels_of(root) == {"0.jpg": {"a", "b"}, "1.jpg": {"a"}}
