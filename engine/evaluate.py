@@ -25,8 +25,11 @@ def predict(
     placement: Placement,
     labels: int,
     stopped: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[torch.Tensor, NDArray[np.int64]]:
     """Logits (float32 [rows, labels], on the CPU) and row numbers of every picture of a stream, each once.
+
+    `progress` is told the number of batches done.
 
     Raises:
         Stopped: `stopped` became true.
@@ -41,6 +44,7 @@ def predict(
                 answer = model(batch.images)
             logits.append(answer.float().cpu())
             rows.append(batch.rows.clone())
+            progress(len(rows))
     if not rows:
         return torch.empty(0, labels), np.empty(0, np.int64)
     row = torch.cat(rows)

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 console = Console(highlight=False, soft_wrap=True)
 
-Advance = Callable[[int, int, str], None]
+Advance = Callable[[int, int, str], None]  # done, total, figures
 
 
 @contextmanager

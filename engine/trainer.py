@@ -205,7 +205,16 @@ class Trainer:
         spec = self.placement.spec(self.config.image_size)
         rows = self.dataset.splits[split]
         stream = evaluation_stream(self.dataset.root, self.dataset.files, rows, self.config.batch_size, spec)
-        return predict(self.model, stream, self.placement, len(self.dataset.labels), self.stopped)
+        count = math.ceil(len(rows) / self.config.batch_size)
+        with bar("validating") as advance:
+            return predict(
+                self.model,
+                stream,
+                self.placement,
+                len(self.dataset.labels),
+                self.stopped,
+                lambda done: advance(done, count, ""),
+            )
 
     def _final_report(self) -> None:
         """Figures and thresholds of the best epoch on validation."""
