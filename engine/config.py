@@ -79,11 +79,12 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     "fast": {"schedule": "one-cycle", "lr": 0.003, "patience": None},
     "demo": {
         "schedule": "one-cycle",
-        "lr": 0.004,
+        "lr": 0.003,
         "patience": None,
-        "image_size": 80,
+        "image_size": 96,
         "width": 0.25,
-        "epochs": 16,
+        "epochs": 12,
+        "batch_size": 16,
         "sampling": "uniform",
     },
 }

@@ -138,12 +138,17 @@ class InceptionResNetV1(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """He initialisation (He et al. 2015, section 2.2); biases 0, batch norm the identity."""
+        """He initialisation (He et al. 2015, section 2.2); biases 0, batch norm the identity.
+
+        The last layer, which no ReLU follows, starts at 0: every label at even odds, whatever the features' size.
+        """
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.logits.weight)
+        nn.init.zeros_(self.logits.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] normalised pictures, H and W at least 75, to pooled features [N, 1792·width]."""

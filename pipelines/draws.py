@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ANGLE = 15.0  # degrees to either side
-SMALLEST_CROP = 0.85  # of the picture's side
+SMALLEST_CROP = 0.9  # of the picture's side
 BRIGHTNESS = 0.2  # factor 1 ± this
 CONTRAST = 0.2
 HUE = 18.0  # degrees to either side
@@ -44,7 +44,7 @@ def uniform_numbers(seed: int, epoch: int, start: int, count: int) -> NDArray[np
 def draw(seed: int, epoch: int, start: int, count: int, size: int) -> Draws:
     """Draws of the positions start … start + count of an epoch, for pictures of size × size pixels.
 
-    Flip with probability 1/2, rotation by ±15° about the centre, crop of 85 to 100 % of the side enlarged back,
+    Flip with probability 1/2, rotation by ±15° about the centre, crop of 90 to 100 % of the side enlarged back,
     brightness and contrast by ±20 %, hue by ±18°.
     """
     u = uniform_numbers(seed, epoch, start, count)

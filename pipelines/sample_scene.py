@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.sample_objects import SHAPES, Points, Shape
+from pipelines.sample_objects import SHAPES, Points
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -19,8 +19,8 @@ SUPERSAMPLING = 2
 JPEG_QUALITY = (85, 92)
 
 # An object's size over the picture's shorter side: range for one object alone, and for five.
-SIZE_ALONE, SIZE_CROWDED = (0.36, 0.55), (0.27, 0.36)
-SMALLEST = 0.25
+SIZE_ALONE, SIZE_CROWDED = (0.5, 0.75), (0.36, 0.48)
+SMALLEST = 0.3
 ROTATION = 25.0
 SHEAR = 0.18
 STRETCH = 0.12
@@ -66,7 +66,7 @@ def draw_scene(rng: Rng, scene: str, labels: Sequence[str]) -> bytes:
     layout = Layout(width, height)
     for label in labels:
         pose = layout.place(rng, label, len(labels))
-        _draw_object(rng, canvas, draw, SHAPES[label], pose)
+        _draw_object(rng, canvas, draw, label, pose)
     for _ in range(rng.integers(*CLUTTER_BEFORE, endpoint=True)):
         points = _clutter(rng, width, height)
         if layout.cover(points):
@@ -84,7 +84,7 @@ def draw_size(rng: Rng) -> tuple[int, int]:
     if rng.random() < 0.25:
         short, ratio = rng.uniform(SHORTEST, LONGEST / 1.08), rng.uniform(1.0, 1.08)
     else:
-        short, ratio = rng.uniform(SHORTEST, 240), rng.uniform(1.2, 1.8)
+        short, ratio = rng.uniform(SHORTEST, 240), rng.uniform(1.15, 1.5)
     sides = int(short), int(min(short * ratio, LONGEST))
     return sides if rng.random() < 0.45 else (sides[1], sides[0])
 
@@ -162,6 +162,14 @@ class Layout:
     def _put(self, mask: Mask) -> None:
         self._visible = [visible & ~mask for visible in self._visible]
 
+
+# How often an object has about the colour that is usual for it; a hint, since others have it too.
+USUAL_COLOUR, HUE_SPREAD = 0.8, 0.04
+HUES = {
+    **{"tree": 0.33, "cloud": 0.58, "house": 0.05, "bird": 0.65, "flower": 0.9, "sun": 0.14, "car": 0.0, "boat": 0.08},
+    **{"star": 0.16, "fish": 0.5, "moon": 0.2, "umbrella": 0.8, "balloon": 0.95, "clock": 0.72, "mushroom": 0.02},
+    "cactus": 0.38,
+}
 
 # Where objects tend to lie between the picture's top and bottom (parameters of a beta distribution).
 _HIGH, _LOW = (1.0, 2.0), (2.0, 1.0)
@@ -241,9 +249,10 @@ def _stroke(rng: Rng) -> Points:
     return outline
 
 
-def _draw_object(rng: Rng, canvas: "Image.Image", draw: "ImageDraw.ImageDraw", shape: Shape, pose: Pose) -> None:
+def _draw_object(rng: Rng, canvas: "Image.Image", draw: "ImageDraw.ImageDraw", label: str, pose: Pose) -> None:
+    shape = SHAPES[label]
     polygons = [part.points @ pose.matrix + pose.centre for part in shape]
-    colours = _object_colours(rng, _mean_colour(canvas, np.concatenate(polygons)))
+    colours = _object_colours(rng, label, _mean_colour(canvas, np.concatenate(polygons)))
     if rng.random() < OUTLINED:
         size = float(np.ptp(np.concatenate(polygons), axis=0).max())
         width = max(2, round(SUPERSAMPLING * size * rng.uniform(0.02, 0.05)))
@@ -267,19 +276,19 @@ def _mean_colour(canvas: "Image.Image", points: Points) -> Pixels:
     return np.array(canvas.resize((1, 1), Image.Resampling.BOX, box=box).getpixel((0, 0)), np.float32)
 
 
-def _object_colours(rng: Rng, behind: Pixels) -> dict[str, Colour]:
-    main = _contrasting(rng, behind)
-    accent = _contrasting(rng, behind, main)
+def _object_colours(rng: Rng, label: str, behind: Pixels) -> dict[str, Colour]:
+    main = _contrasting(rng, HUES[label] if rng.random() < USUAL_COLOUR else None, behind)
+    accent = _contrasting(rng, None, behind, main)
     light = main + (255 - main) * rng.uniform(0.5, 0.85)
     dark = main * rng.uniform(0.15, 0.4)
     return {"main": _rgb(main), "accent": _rgb(accent), "light": _rgb(light), "dark": _rgb(dark)}
 
 
-def _contrasting(rng: Rng, *others: Pixels) -> Pixels:
-    """A random colour far enough from others, or the farthest of a few."""
+def _contrasting(rng: Rng, hue: float | None, *others: Pixels) -> Pixels:
+    """A colour about a hue, or any, far enough from others, or the farthest of a few."""
     best, best_distance = np.zeros(3, np.float32), -1.0
     for _ in range(12):
-        colour = np.array(_random_colour(rng), np.float32)
+        colour = np.array(_random_colour(rng, hue), np.float32)
         distance = min(float(np.abs((colour - other) @ LUMA).sum()) for other in others)
         if distance > best_distance:
             best, best_distance = colour, distance
@@ -298,8 +307,10 @@ def _rgb(pixel: Pixels) -> Colour:
     return red, green, blue
 
 
-def _random_colour(rng: Rng) -> Colour:
-    return _hsv(rng.random(), rng.uniform(0.25, 0.95), rng.uniform(0.2, 1.0))
+def _random_colour(rng: Rng, hue: float | None = None) -> Colour:
+    if hue is None:
+        return _hsv(rng.random(), rng.uniform(0.25, 0.95), rng.uniform(0.2, 1.0))
+    return _hsv((hue + rng.normal(0, HUE_SPREAD)) % 1, rng.uniform(0.55, 0.95), rng.uniform(0.35, 1.0))
 
 
 def _light(rng: Rng, pixels: Pixels) -> NDArray[np.uint8]:

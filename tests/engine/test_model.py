@@ -47,9 +47,10 @@ def test_he_initialisation() -> None:
     torch.manual_seed(0)
     model = InceptionResNetV1(20)
     for name, weight in model.named_parameters():
-        if weight.dim() > 1 and weight.numel() > 20_000:
+        if weight.dim() == 4 and weight.numel() > 20_000:
             fan_in = weight[0].numel()
             assert weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05), name
+    assert not model.logits.weight.any()  # even odds for every label at the start
 
 
 def test_a_block_is_its_formula() -> None:
