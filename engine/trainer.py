@@ -102,7 +102,7 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter
 
         at = self.progress
-        writer = SummaryWriter(str(self.run.tensorboard), purge_step=at.epoch)
+        writer = SummaryWriter(str(self.run.tensorboard), purge_step=at.epoch + 1)
         spec = self.placement.spec(self.config.image_size)
         stream = training_stream(self.dataset.root, self.dataset.files, self.plan, spec)
         batches = stream.batches(at.epoch * self.steps + at.step)

@@ -12,7 +12,7 @@ import polars as pl
 
 from pipelines.cache import cache_dir, replace_file
 
-BATCH = 64
+BATCH = 16  # decoded pictures that are in memory together
 
 
 def undecodable(
@@ -82,7 +82,8 @@ def _decoder(batches: Sequence[list[str]]) -> Callable[[], object]:
             raise StopIteration
         return [np.frombuffer(os.fsencode(path), np.uint8) for path in batches[batch]]
 
-    pipeline = Pipeline(batch_size=BATCH, num_threads=len(os.sched_getaffinity(0)), device_id=None)
+    cores = len(os.sched_getaffinity(0))
+    pipeline = Pipeline(batch_size=BATCH, num_threads=cores, device_id=None, prefetch_queue_depth=1)
     with pipeline:
         path = fn.external_source(paths, batch=True, dtype=types.UINT8, ndim=1)
         image = fn.decoders.image(fn.io.file.read(path), device="cpu", output_type=types.RGB)

@@ -20,6 +20,7 @@ from engine.train import Arguments, train
 from engine.trainer import Trainer
 from pipelines.dataset import Dataset
 from pipelines.errors import InputError
+from pipelines.loader import training_stream
 from pipelines.read import read_dataset
 
 Make = Callable[..., Path]
@@ -107,13 +108,26 @@ def test_two_steps_of_the_study_s_configuration(dataset: Dataset, tmp_path: Path
     run.last.parent.mkdir(parents=True)
     config = resolve("paper", {"batch_size": 8, "device": "cpu"})
     trainer = Trainer(config, dataset, decide("cpu", False, "off"), run, lambda: False)
-    from pipelines.loader import training_stream
-
     before = trainer.model.logits.weight.detach().clone()
     batches = training_stream(dataset.root, dataset.files, trainer.plan, trainer.placement.spec(320)).batches()
     losses = [float(trainer.train_step(next(batches))) for _ in range(2)]
     assert all(0 < loss < 5 for loss in losses)
     assert (trainer.model.logits.weight - before).abs().max().item() == pytest.approx(0.002, rel=0.2)  # Adam, 2 · lr
+
+
+@pytest.mark.parametrize(("kind", "scaled"), [(torch.bfloat16, False), (torch.float16, True)], ids=str)
+def test_mixed_precision_steps(dataset: Dataset, tmp_path: Path, kind: torch.dtype, scaled: bool) -> None:
+    """Both kinds of mixed precision, with the scaler where it belongs, follow float32."""
+    placements = (decide("cpu", False, "off"), replace(decide("cpu", False, "off"), amp=kind, scaled=scaled))
+    losses = []
+    for number, placement in enumerate(placements):
+        trainer = trainer_of(dataset, tmp_path / str(number), dropout=0.0)
+        trainer = Trainer(trainer.config, dataset, placement, trainer.run, lambda: False)
+        spec = placement.spec(75)
+        batches = training_stream(dataset.root, dataset.files, trainer.plan, spec).batches()
+        losses.append([float(trainer.train_step(next(batches))) for _ in range(3)])
+        assert trainer.model.logits.weight.any()
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
 def test_loss_falls_on_a_set_that_can_be_learnt_by_heart(dataset: Dataset, tmp_path: Path) -> None:
