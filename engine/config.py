@@ -83,9 +83,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "patience": None,
         "image_size": 96,
         "width": 0.25,
-        "epochs": 12,
+        "epochs": 10,
         "batch_size": 16,
-        "sampling": "uniform",
     },
 }
 
