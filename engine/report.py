@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,8 @@ def _save(folder: Path, name: str, figure: "Figure") -> str:
     """Writes the figure as PNG; as a data URL for the page."""
     folder.mkdir(exist_ok=True)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font does not have
+        figure.savefig(buffer, format="png", dpi=110)
     (folder / f"{name.replace(' ', '_').lower()}.png").write_bytes(buffer.getvalue())
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

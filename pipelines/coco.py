@@ -17,7 +17,13 @@ def read_coco(root: Path) -> Dataset:
     Raises:
         InputError: an unreadable file, files that disagree about categories, or an annotation of an unknown category.
     """
-    loaded = _load(root)
+    try:
+        return _dataset(root, _load(root))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{root / 'annotations'}: not as COCO has it: {type(error).__name__} {error}") from None
+
+
+def _dataset(root: Path, loaded: list[tuple[str, Path, dict[str, Any]]]) -> Dataset:
     categories = _categories(loaded)
     identifiers = sorted(categories)
     labels = tuple(categories[i] for i in identifiers)

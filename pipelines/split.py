@@ -26,6 +26,7 @@ def with_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     count = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
     splitter = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=count, random_state=seed)
     targets = dataset.targets[rows]
+    targets = np.column_stack([targets, ~targets.any(1)])  # rows without labels keep their share too
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of labels with fewer rows than splits
         _, val = next(splitter.split(np.zeros(len(rows)), targets))

@@ -126,11 +126,14 @@ def _next_record(reader: Any) -> list[str] | None:
 
 def _label_column(table: Columns) -> str | None:
     """The column of label names; None where there is one 0/1 column a label instead."""
-    known = [column for column in table.header[1:] if column.strip().lower() in LABEL_COLUMNS]
-    if known and not _is_zero_one(table.cells[known[0]]):
+    known = [column for column in table.header[1:] if column.lower() in LABEL_COLUMNS]
+    zero_one = _zero_one_columns(table)
+    if known and set(zero_one) <= set(known[:1]):  # alone, a column of labels may hold labels called 0 and 1
         return known[0]
-    if _zero_one_columns(table):
+    if zero_one and not set(known) - set(zero_one):
         return None
+    if known:
+        return next(column for column in known if column not in zero_one)
     raise InputError(
         f"train.csv: no column of labels among {', '.join(map(repr, table.header[1:]))}; "
         f"call it 'labels', or give one 0/1 column a label"

@@ -150,6 +150,28 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         read_dataset(tmp_path / "train.csv")
 
 
+@pytest.mark.parametrize("labels", ["a", ""], ids=["one label everywhere", "half without"])
+def test_split_of_a_single_label(table: Make, labels: str) -> None:
+    rows = "".join(f"{i}.jpg,{labels if i % 2 else 'a'}\n" for i in range(20))
+    dataset = read_dataset(table("image,labels\n" + rows), val_fraction=0.2)
+    assert (len(dataset.splits["train"]), len(dataset.splits["val"])) == (16, 4)
+    assert dataset.targets[dataset.splits["val"]].any()
+
+
+def test_no_label_at_all(table: Make) -> None:
+    with pytest.raises(InputError, match="none of the pictures has a label"):
+        read_dataset(table("image,labels\n" + "".join(f"{i}.jpg,\n" for i in range(20))))
+
+
+@pytest.mark.parametrize("images", [[{"id": 1}], 3, ["a.jpg"]], ids=["no name", "a number", "texts"])
+def test_coco_files_that_are_not_coco(tmp_path: Path, images: object) -> None:
+    (tmp_path / "annotations").mkdir()
+    content = {"images": images, "annotations": [], "categories": []}
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="not as COCO has it"):
+        read_coco(tmp_path)
+
+
 def test_split_keeps_every_label_s_share(table: Make) -> None:
     root = table(pictures=120)
     dataset = read_dataset(root, val_fraction=0.25, seed=3)

@@ -37,6 +37,16 @@ def test_one_column_a_label(table: Make) -> None:
     assert labels_of(root) == {"0.jpg": {"sun"}, "1.jpg": set(), "2.jpg": {"sun", "sea"}}
 
 
+def test_a_column_of_labels_called_1(table: Make) -> None:
+    """As in a part of the study's table: no 0/1 column, though it looks like one."""
+    assert labels_of(table("image,labels,caption\n0.jpg,1,x\n1.jpg,,y\n")) == {"0.jpg": {"1"}, "1.jpg": set()}
+
+
+def test_a_zero_one_column_beside_the_labels_is_no_label(table: Make) -> None:
+    root = table("image,reviewed,labels\n0.jpg,1,a b\n1.jpg,0,b\n")
+    assert labels_of(root) == {"0.jpg": {"a", "b"}, "1.jpg": {"b"}}
+
+
 def test_label_order_is_natural(table: Make) -> None:
     assert read_table(table("image,labels\n0.jpg,10 2\n1.jpg,1\n")).labels == ("1", "2", "10")
 
