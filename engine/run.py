@@ -54,14 +54,17 @@ class Run:
     def rejected(self) -> Path:
         return self.folder / "rejected.csv"
 
+    def require_new(self) -> None:
+        """Raises InputError where the folder has a run in it already."""
+        if self.config.exists():
+            raise InputError(f"{self.folder}: there is a run in it; --resume {self.folder} continues it")
+
     def create(self) -> None:
         """Makes the folder.
 
         Raises:
-            InputError: it has a run in it already, or cannot be written.
+            InputError: it cannot be written.
         """
-        if self.config.exists():
-            raise InputError(f"{self.folder}: there is a run in it; --resume {self.folder} continues it")
         try:
             self.last.parent.mkdir(parents=True, exist_ok=True)
             (self.folder / "figures").mkdir(exist_ok=True)
@@ -83,8 +86,18 @@ class Run:
         return content
 
     def metric_lines(self) -> list[dict[str, Any]]:
-        """A mapping an epoch."""
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
+        """A mapping an epoch.
+
+        Raises:
+            InputError: a line that is not one of ours.
+        """
+        if not self.metrics.exists():
+            return []
+        try:
+            lines = [json.loads(line) for line in self.metrics.read_text().splitlines()]
+            return sorted(lines, key=lambda line: line["epoch"])
+        except (ValueError, TypeError, KeyError):
+            raise InputError(f"{self.metrics}: has a line that is not an epoch's figures") from None
 
     def write_metrics(self, lines: Iterable[dict[str, Any]]) -> None:
         """All epochs' lines."""

@@ -100,20 +100,20 @@ def train(arguments: Arguments) -> int:
         say(note)
     dataset = _dataset(config)
     config = _fitting_batch(config, dataset)
-    if resumed is None:
-        run.create()
-        _record(run, config, dataset)
-    elif resumed["fingerprint"] != dataset.fingerprint():
+    if resumed is not None and resumed.get("fingerprint") != dataset.fingerprint():
         raise InputError(f"{dataset.root}: the data set has changed since {run.folder} began")
-    _describe(run, config, dataset, placement)
     with command.Interrupt() as interrupt:
         trainer = Trainer(config, dataset, placement, run, interrupt)
         if resumed is not None:
             trainer.restore()
-        elif config.init is not None:
-            from engine.weights import load_weights
+        else:
+            if config.init is not None:
+                from engine.weights import load_weights
 
-            say(load_weights(trainer.model, Path(config.init)))
+                say(load_weights(trainer.model, Path(config.init)))
+            run.create()  # only now: bad input so far leaves no folder behind
+            _record(run, config, dataset)
+        _describe(run, config, dataset, placement)
         try:
             trainer.fit()
         except Stopped:
@@ -138,7 +138,10 @@ def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any]
         run = Run(arguments.resume)
         content = run.read_config()
         given.pop("resume")
-        return run, replace(Config.load(content), **given), content
+        try:
+            return run, replace(Config.load(content), **given), content
+        except TypeError:
+            raise InputError(f"{run.config}: holds values that are not a configuration") from None
     preset = arguments.preset
     if preset is None:
         import torch
@@ -152,7 +155,9 @@ def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any]
         if name in given:
             given[name] = str(given[name].absolute())
     out = arguments.out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{preset}"
-    return Run(out), resolve(preset, given), None
+    run = Run(out)
+    run.require_new()
+    return run, resolve(preset, given), None
 
 
 def _dataset(config: Config) -> "Dataset":

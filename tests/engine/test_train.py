@@ -197,6 +197,33 @@ def test_unusable_checkpoints(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", '{"epochs": "many"}', "not a configuration"),
+        ("config.json", "{}", "the data set has changed"),
+        ("metrics.jsonl", '{"epoch"', "not an epoch's figures"),
+        ("checkpoints/last.pt", "half", "not a usable checkpoint"),
+    ],
+    ids=["config", "empty config", "metrics", "checkpoint"],
+)
+def test_a_damaged_run_is_told(table: Make, tmp_path: Path, name: str, content: str, words: str) -> None:
+    out = tmp_path / "run"
+    arguments = Arguments(data=table(), out=out, preset="demo", epochs=1, batch_size=4, image_size=75, width=0.125)
+    assert train(arguments) == 0
+    if name == "config.json" and content == "{}":
+        content = json.dumps({**json.loads((out / name).read_text()), "fingerprint": None})
+    (out / name).write_text(content)
+    with pytest.raises(InputError, match=words):
+        train(Arguments(resume=out, epochs=2))
+
+
+def test_bad_input_leaves_no_folder_behind(table: Make, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such checkpoint"):
+        train(Arguments(data=table(), out=tmp_path / "run", preset="demo", init=tmp_path / "nowhere.pt"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_configuration_from_elsewhere_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="not JSON"):
