@@ -140,7 +140,8 @@ class InceptionResNetV1(nn.Module):
     def reset_parameters(self) -> None:
         """He initialisation (He et al. 2015, section 2.2); biases 0, batch norm the identity.
 
-        The last layer, which no ReLU follows, starts at 0: every label at even odds, whatever the features' size.
+        The last layer, which no ReLU follows, starts at 0: every label at even odds, whatever the features' size;
+        `start_at` gives other odds.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -149,6 +150,15 @@ class InceptionResNetV1(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.zeros_(self.logits.weight)
         nn.init.zeros_(self.logits.bias)
+
+    @torch.no_grad()
+    def start_at(self, odds: Tensor) -> None:
+        """Lets a new last layer answer these odds [labels], above 0, before it has learnt anything.
+
+        The bias would else take thousands of steps to them, and rare labels rule the loss meanwhile (Lin et al.,
+        "Focal Loss for Dense Object Detection", 2017, section 3.3).
+        """
+        self.logits.bias.copy_(odds.log())
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] normalised pictures, H and W at least 75, to pooled features [N, 1792·width]."""

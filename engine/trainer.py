@@ -22,7 +22,7 @@ from engine.schedule import learning_rate
 from pipelines.dataset import Dataset
 from pipelines.errors import InputError
 from pipelines.loader import Batch, TrainingPlan, evaluation_stream, training_stream
-from pipelines.sampling import positive_weights
+from pipelines.sampling import label_odds, positive_weights
 
 SHOW_EVERY = 10  # steps between looks at the loss, which wait for the device
 
@@ -79,6 +79,9 @@ class Trainer:
         device = placement.device
         torch.manual_seed(config.seed)
         self.model = InceptionResNetV1(len(dataset.labels), config.width, config.dropout)
+        weight = torch.from_numpy(positive_weights(self.plan.targets)) if config.class_weights else None
+        odds = torch.from_numpy(label_odds(self.plan.targets))
+        self.model.start_at(odds if weight is None else odds * weight)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if placement.compiled:
             for part in self.model.compilable():
@@ -86,9 +89,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=placement.scaled)
         self.targets = torch.from_numpy(dataset.targets).to(device)
-        self.pos_weight = (
-            torch.from_numpy(positive_weights(self.plan.targets)).to(device) if config.class_weights else None
-        )
+        self.pos_weight = None if weight is None else weight.to(device)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.progress = Progress()
 

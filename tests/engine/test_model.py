@@ -53,6 +53,13 @@ def test_he_initialisation() -> None:
     assert not model.logits.weight.any()  # even odds for every label at the start
 
 
+def test_a_new_network_answers_the_odds_that_it_is_given() -> None:
+    model = InceptionResNetV1(3, width=0.25).eval()
+    model.start_at(torch.tensor([0.01, 1.0, 9.0]))
+    answers = torch.sigmoid(model(torch.randn(2, 3, 75, 75)))
+    torch.testing.assert_close(answers, torch.tensor([0.01 / 1.01, 0.5, 0.9]).expand(2, 3))
+
+
 def test_a_block_is_its_formula() -> None:
     torch.manual_seed(0)
     block = InceptionResNetV1(3, width=0.25).repeat_3[0].eval()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from engine.config import Config, resolve
 from engine.device import decide
@@ -100,6 +101,18 @@ def test_early_stopping(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.Mo
     trainer_of(dataset, tmp_path, epochs=6, patience=2).fit()
     assert [line["val_loss"] for line in Run(tmp_path).metric_lines()] == [0.5, 0.6, 0.7]
     assert json.loads(Run(tmp_path).report.read_text())["epoch"] == 1
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_training_starts_at_what_the_labels_frequencies_say(dataset: Dataset, tmp_path: Path, weighted: bool) -> None:
+    """The best that an answer without a look at the picture can do: no step of the bias would lower the loss."""
+    trainer = trainer_of(dataset, tmp_path, class_weights=weighted)
+    bias, targets = trainer.model.logits.bias, dataset.targets[dataset.splits["train"]]
+    logits = bias.expand(len(targets), -1)
+    loss = binary_cross_entropy_with_logits(logits, torch.from_numpy(targets).float(), pos_weight=trainer.pos_weight)
+    (slope,) = torch.autograd.grad(loss, bias)
+    assert slope.abs().max().item() < 0.03
+    assert bias.any()
 
 
 def test_two_steps_of_the_study_s_configuration(dataset: Dataset, tmp_path: Path) -> None:

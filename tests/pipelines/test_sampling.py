@@ -11,6 +11,7 @@ from pipelines.draws import ANGLE, SMALLEST_CROP, draw, uniform_numbers
 from pipelines.sampling import (
     draw_weights,
     epoch_rows,
+    label_odds,
     oversample_target,
     positive_weights,
     rank_slice,
@@ -75,6 +76,13 @@ def test_positive_weights_are_clipped() -> None:
     targets[:250, 1] = True
     targets[:1, 2] = True
     assert positive_weights(targets).tolist() == pytest.approx([0.05, 3.0, 20.0])
+
+
+def test_label_odds_of_labels_that_all_some_and_no_pictures_have() -> None:
+    targets = np.zeros((100, 3), bool)
+    targets[:, 0] = True
+    targets[:20, 1] = True
+    assert label_odds(targets).tolist() == pytest.approx([201, 20.5 / 80.5, 1 / 201])
 
 
 @given(st.integers(0, 9), st.integers(1, 8), st.integers(1, 4))
