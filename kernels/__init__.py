@@ -6,12 +6,19 @@ Importing the package loads no torch: an operation comes, and torch with it, whe
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kernels.asymmetric import asymmetric_loss
     from kernels.bce import sigmoid_bce
+    from kernels.pixels import normalize
     from kernels.residual import residual_add_relu
 
-__all__ = ["residual_add_relu", "sigmoid_bce"]
+__all__ = ["asymmetric_loss", "normalize", "residual_add_relu", "sigmoid_bce"]
 
-_HOME = {"residual_add_relu": "kernels.residual", "sigmoid_bce": "kernels.bce"}
+_HOME = {
+    "asymmetric_loss": "kernels.asymmetric",
+    "normalize": "kernels.pixels",
+    "residual_add_relu": "kernels.residual",
+    "sigmoid_bce": "kernels.bce",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,11 @@
 """Binary cross-entropy on logits, with its gradient made in the same pass.
 
     loss = (1 - y) · softplus(x) + w · y · softplus(-x)       softplus(x) = max(x, 0) + log1p(exp(-|x|))
-    grad = (1 - y) · sigmoid(x)  - w · y · sigmoid(-x)
+    grad = (1 - y) · sigmoid(x)  - w · y · sigmoid(-x)        y = (1 - s) · target + s / 2
 
-x are the logits [N, L], y the targets [N, L] in [0, 1], w what a positive of each label [L] weighs, or 1. In
-this form nothing cancels: far from zero, too, loss and gradient keep their relative accuracy.
+x are the logits [N, L], the targets [N, L] lie in [0, 1], w is what a positive of each label [L] weighs, or 1,
+and s the label smoothing. In this form nothing cancels: far from zero, too, loss and gradient keep their relative
+accuracy. A sample that the mask [N] leaves out has loss and gradient 0, whatever its logits hold.
 
 The gradient is kept without the 1/n of the mean and without the loss scale, either of which could take it
 out of the range of float16.
@@ -13,6 +14,7 @@ Bytes moved for n = N·L logits of b bytes and targets of t bytes: forward n·(b
 gradient is wanted and n·4 more for a loss that is not reduced; backward 2·n·b.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,28 +23,38 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import softplus
 
-_BLOCK = 2048  # a usual batch of logits fits one program, whose sum is the loss: no second launch
-_EXACT = 40.0  # from here on softplus(x) is x, in float64 too
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+from kernels.arguments import FLOATS, check_constant, check_floats, check_number
+from kernels.launch import takes_triton
+from kernels.tuning import SIGMOID_BCE, Launch
+
+REDUCTIONS = ("mean", "sum", "none")
 
 
 def sigmoid_bce_reference(
-    logits: Tensor, targets: Tensor, pos_weight: Tensor | None = None, reduction: str = "mean"
+    logits: Tensor,
+    targets: Tensor,
+    pos_weight: Tensor | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    sample_mask: Tensor | None = None,
 ) -> Tensor:
-    y = targets.to(logits.dtype)
+    y = targets.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
     weight = y if pos_weight is None else y * pos_weight.to(logits.dtype)
-    loss = (1 - y) * softplus(logits, threshold=_EXACT) + weight * softplus(-logits, threshold=_EXACT)
-    return _reduce(loss, reduction)
+    loss = (1 - y) * softplus(logits, threshold=40) + weight * softplus(-logits, threshold=40)
+    return reduce_reference(loss, reduction, sample_mask)
 
 
-def _reduce(loss: Tensor, reduction: str) -> Tensor:
+def reduce_reference(loss: Tensor, reduction: str, sample_mask: Tensor | None) -> Tensor:
+    if sample_mask is not None:
+        kept = sample_mask.bool()
+        loss = loss.masked_fill(~kept[:, None], 0) if reduction == "none" else loss[kept]
     if reduction == "none":
         return loss
     return loss.mean() if reduction == "mean" else loss.sum()
 
 
 @triton.jit
-def _log1p(e):  # type: ignore[no-untyped-def]
+def log1p(e):  # type: ignore[no-untyped-def]
     # For e in [0, 1]: 2·atanh(s), s = e / (2 + e) ≤ 1/3, as a series. log(1 + e) is 0 for every e below 6e-8.
     s = e / (2.0 + e)
     q = s * s
@@ -54,36 +66,51 @@ def _log1p(e):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _sigmoid_bce_fwd_kernel(  # type: ignore[no-untyped-def]
-    x_ptr, y_ptr, w_ptr, loss_ptr, grad_ptr, factor, n, labels, REDUCED: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr,
+    y_ptr,
+    w_ptr,  # None: 1
+    mask_ptr,  # None: every sample counts
+    loss_ptr,
+    grad_ptr,  # None: no gradient is wanted
+    smoothing,
+    factor,
+    n,
+    labels,
+    REDUCED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    # w_ptr and grad_ptr may be None.
     program = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK)
     at = program * BLOCK + lane
     inside = at < n
+    # One 64-bit division a program finds its first row and column; 32 bits are enough for the elements after it.
+    first = program * BLOCK
+    after = (first % labels).to(tl.int32) + lane
+    counts = inside
+    if mask_ptr is not None:
+        counts = inside & (tl.load(mask_ptr + first // labels + after // labels, mask=inside, other=0) != 0)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     y = tl.load(y_ptr + at, mask=inside, other=0).to(tl.float32)
+    y = y * (1.0 - smoothing) + 0.5 * smoothing
     weight = y
     if w_ptr is not None:
-        # One 64-bit division a program finds its first column; 32 bits are enough for the elements after it.
-        column = ((program * BLOCK % labels).to(tl.int32) + lane) % labels
-        weight *= tl.load(w_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        weight *= tl.load(w_ptr + after % labels, mask=inside, other=0.0).to(tl.float32)
 
     e = tl.exp(-tl.abs(x))
-    log1p_e = _log1p(e)
+    log1p_e = log1p(e)
     loss = (1.0 - y) * (tl.maximum(x, 0.0) + log1p_e) + weight * (tl.maximum(-x, 0.0) + log1p_e)
     if REDUCED:
-        tl.store(loss_ptr + program, tl.sum(tl.where(inside, loss, 0.0)) * factor)
+        tl.store(loss_ptr + program, tl.sum(tl.where(counts, loss, 0.0)) * factor)
     else:
-        tl.store(loss_ptr + at, loss, mask=inside)
+        tl.store(loss_ptr + at, tl.where(counts, loss, 0.0), mask=inside)
     if grad_ptr is not None:
         large, small = 1.0 / (1.0 + e), e / (1.0 + e)
         grad = (1.0 - y) * tl.where(x < 0, small, large) - weight * tl.where(x < 0, large, small)
-        tl.store(grad_ptr + at, grad.to(grad_ptr.dtype.element_ty), mask=inside)
+        tl.store(grad_ptr + at, tl.where(counts, grad, 0.0).to(grad_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _sigmoid_bce_bwd_kernel(  # type: ignore[no-untyped-def]
+def _scale_gradient_kernel(  # type: ignore[no-untyped-def]
     grad_ptr, upstream_ptr, out_ptr, factor, n, SCALAR: tl.constexpr, BLOCK: tl.constexpr
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -93,126 +120,179 @@ def _sigmoid_bce_bwd_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + at, grad.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-# TRITON_INTERPRET=1 at import makes the kernels run on CPU tensors too.
-_INTERPRETED = not isinstance(_sigmoid_bce_fwd_kernel, triton.JITFunction)
-
-
-def _takes_triton(x: Tensor) -> bool:
-    # An empty tensor has nothing to launch; plain torch gives it what is due, on a GPU too.
-    return x.numel() > 0 and (x.is_cuda or (_INTERPRETED and x.dtype != torch.float64))
-
-
 @torch.library.custom_op("manylabel::sigmoid_bce", mutates_args=())
 def _forward(
-    logits: Tensor, targets: Tensor, pos_weight: Tensor | None, reduction: str, with_grad: bool
+    logits: Tensor,
+    targets: Tensor,
+    pos_weight: Tensor | None,
+    sample_mask: Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+    with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    if not _takes_triton(logits):
-        return _forward_cpu(logits, targets, pos_weight, reduction, with_grad)
-    n, labels = logits.numel(), logits.shape[1]
-    programs = triton.cdiv(n, _BLOCK)
-    reduced = reduction != "none"
-    loss = torch.empty((programs,) if reduced else logits.shape, dtype=torch.float32, device=logits.device)
-    grad = torch.empty_like(logits) if with_grad else None
-    y = targets.view(torch.uint8) if targets.dtype == torch.bool else targets
-    factor = 1 / n if reduction == "mean" else 1.0
+    if not takes_triton(logits):
+        return _forward_cpu(logits, targets, pos_weight, sample_mask, label_smoothing, reduction, with_grad)
+    loss, grad = loss_and_gradient(logits, SIGMOID_BCE, reduction, with_grad)
+    factor = 1 / logits.numel() if reduction == "mean" else 1.0
     with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
-        _sigmoid_bce_fwd_kernel[(programs,)](
-            logits, y, pos_weight, loss, grad, factor, n, labels, REDUCED=reduced, BLOCK=_BLOCK
+        _sigmoid_bce_fwd_kernel[(triton.cdiv(logits.numel(), SIGMOID_BCE.blocks["BLOCK"]),)](
+            logits,
+            as_bytes(targets),
+            pos_weight,
+            as_bytes(sample_mask),
+            loss,
+            grad if with_grad else None,
+            label_smoothing,
+            factor,
+            logits.numel(),
+            logits.shape[1],
+            REDUCED=reduction != "none",
+            **SIGMOID_BCE.options,
         )
-    if reduced:
-        # A sum a program and then their sum, no atomics: the same bits in every run.
-        loss = loss.reshape(()) if programs == 1 else loss.sum()
-    return loss, logits.new_empty(0) if grad is None else grad
+    return finished(loss, reduction), grad
+
+
+def as_bytes(x: Tensor | None) -> Tensor | None:
+    """Booleans as the bytes that they are."""
+    return x.view(torch.uint8) if x is not None and x.dtype == torch.bool else x
+
+
+def loss_and_gradient(logits: Tensor, launch: Launch, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:
+    """Room for what a loss kernel writes: a sum a program or [N, L], and the gradient, empty where not wanted."""
+    programs = triton.cdiv(logits.numel(), launch.blocks["BLOCK"])
+    shape = logits.shape if reduction == "none" else (programs,)
+    loss = torch.empty(shape, dtype=torch.float32, device=logits.device)
+    return loss, torch.empty_like(logits) if with_grad else logits.new_empty(0)
+
+
+def finished(loss: Tensor, reduction: str) -> Tensor:
+    """The sums of the programs as one; no atomics: the same bits in every run."""
+    if reduction == "none":
+        return loss
+    return loss.reshape(()) if loss.numel() == 1 else loss.sum()
 
 
 def _forward_cpu(
-    logits: Tensor, targets: Tensor, pos_weight: Tensor | None, reduction: str, with_grad: bool
+    logits: Tensor,
+    targets: Tensor,
+    pos_weight: Tensor | None,
+    sample_mask: Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+    with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    x, y = logits.to(dtype), targets.to(dtype)
-    minus_x, negative = -x, 1 - y
-    positive = y if pos_weight is None else y * pos_weight.to(dtype)
-    loss = softplus(x, threshold=_EXACT).mul_(negative)
-    loss = _reduce(loss.addcmul_(positive, softplus(minus_x, threshold=_EXACT)), reduction)
-    if not with_grad:
-        return loss, logits.new_empty(0)
-    grad = torch.sigmoid(x).mul_(negative).addcmul_(positive, minus_x.sigmoid_(), value=-1)
-    return loss, grad.to(logits.dtype)
+    weight = None if pos_weight is None else pos_weight.to(dtype)
+    loss = logits.new_empty(logits.shape if reduction == "none" else (), dtype=dtype)
+    grad = torch.empty_like(logits) if with_grad else logits.new_empty(0)
+    sums = []
+    for rows in cache_sized(logits):
+        x, y = logits[rows].to(dtype), targets[rows].to(dtype)
+        if label_smoothing:
+            y = torch.lerp(y, y.new_tensor(0.5), label_smoothing)
+        minus_x, negative = -x, 1 - y
+        positive = y if weight is None else y * weight
+        left_out = None if sample_mask is None else ~sample_mask[rows].bool()[:, None]
+        # Not softplus: torch's takes seven times as long as its exp and log1p.
+        log1p_e = x.abs().neg_().exp_().log1p_()
+        part = x.clamp_min(0).add_(log1p_e).mul_(negative)
+        part.addcmul_(log1p_e.add_(minus_x.clamp_min(0)), positive)
+        if left_out is not None:
+            part.masked_fill_(left_out, 0)
+        if reduction == "none":
+            loss[rows] = part
+        else:
+            sums.append(part.sum())
+        if with_grad:
+            part = torch.sigmoid(x).mul_(negative).addcmul_(minus_x.sigmoid_(), positive, value=-1)
+            grad[rows] = part if left_out is None else part.masked_fill_(left_out, 0)
+    if sums:
+        loss = torch.stack(sums).sum()
+    return loss.div_(logits.numel()) if reduction == "mean" else loss, grad
 
 
-@torch.library.custom_op("manylabel::sigmoid_bce_backward", mutates_args=())
-def _backward(grad: Tensor, upstream: Tensor, reduction: str) -> Tensor:
+def cache_sized(logits: Tensor) -> Iterator[slice]:
+    """Rows that are worked on at once, at least one slice: what they need in between stays in the cores' caches."""
+    elements = 32_768 * torch.get_num_threads()
+    step = max(1, elements // max(1, logits.shape[1]))
+    for start in range(0, max(1, len(logits)), step):
+        yield slice(start, start + step)
+
+
+@torch.library.custom_op("manylabel::scale_gradient", mutates_args=())
+def scale_gradient(grad: Tensor, upstream: Tensor, reduction: str) -> Tensor:
+    """The kept gradient times that from upstream, and 1/n for the mean."""
     n = grad.numel()
     factor = 1 / max(n, 1) if reduction == "mean" else 1.0
-    if not _takes_triton(grad):
+    if not takes_triton(grad):
         # In the dtype of the loss: torch would round a scalar to the dtype of the matrix that it multiplies.
         return (grad.to(upstream.dtype) * (upstream * factor)).to(grad.dtype)
     out = torch.empty_like(grad)
     upstream = upstream.contiguous()
-    grid, scalar = (triton.cdiv(n, _BLOCK),), reduction != "none"
+    grid, scalar = (triton.cdiv(n, SIGMOID_BCE.blocks["BLOCK"]),), reduction != "none"
     with torch.cuda.device_of(grad):  # type: ignore[no-untyped-call]
-        _sigmoid_bce_bwd_kernel[grid](grad, upstream, out, factor, n, SCALAR=scalar, BLOCK=_BLOCK)
+        _scale_gradient_kernel[grid](grad, upstream, out, factor, n, SCALAR=scalar, **SIGMOID_BCE.options)
     return out
 
 
 @_forward.register_fake
 def _(
-    logits: Tensor, targets: Tensor, pos_weight: Tensor | None, reduction: str, with_grad: bool
+    logits: Tensor,
+    targets: Tensor,
+    pos_weight: Tensor | None,
+    sample_mask: Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+    with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
+    return fake_loss(logits, reduction, with_grad)
+
+
+def fake_loss(logits: Tensor, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:
+    """Loss and gradient in shape and dtype only."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     loss = logits.new_empty(logits.shape if reduction == "none" else (), dtype=dtype)
     return loss, torch.empty_like(logits) if with_grad else logits.new_empty(0)
 
 
-@_backward.register_fake
+@scale_gradient.register_fake
 def _(grad: Tensor, upstream: Tensor, reduction: str) -> Tensor:
     return torch.empty_like(grad)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Keeps the gradient that the forward pass made; the inputs end with reduction and with_grad."""
     ctx.save_for_backward(output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.reduction = inputs[3]
+    ctx.reduction, ctx.others = inputs[-2], len(inputs) - 1
 
 
-def _gradients(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None, None]:
+def gradients(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    """For the logits, and none for the other inputs."""
     (grad,) = ctx.saved_tensors
-    return None if upstream is None else _backward(grad, upstream, ctx.reduction), None, None, None, None
+    return None if upstream is None else scale_gradient(grad, upstream, ctx.reduction), *[None] * ctx.others
 
 
-_forward.register_autograd(_gradients, setup_context=_setup_context)
+_forward.register_autograd(gradients, setup_context=setup_context)
 
 
-def _check(logits: Tensor, targets: Tensor, pos_weight: Tensor | None, reduction: str) -> None:
-    if logits.device.type not in ("cpu", "cuda", "meta"):
-        raise ValueError(f"logits is on {logits.device}; it takes cpu and cuda")
-    if logits.dtype not in _DTYPES or (logits.dtype == torch.float64 and logits.is_cuda):
-        raise ValueError(f"logits is {logits.dtype}; it takes float32, float16, bfloat16, on the CPU float64")
+def check_loss(logits: Tensor, targets: Tensor, reduction: str, sample_mask: Tensor | None) -> None:
+    """What all losses ask of their arguments."""
+    check_floats("logits", logits)
     if logits.dim() != 2:
         raise ValueError(f"logits has shape {tuple(logits.shape)}; it takes two dimensions, [N, L]")
     if not logits.is_contiguous():
         raise ValueError(f"logits has strides {logits.stride()}; it takes contiguous memory")
-    if targets.dtype not in (torch.bool, torch.uint8, *_DTYPES):
+    if targets.dtype not in (torch.bool, torch.uint8, torch.float64, *FLOATS):
         raise ValueError(f"targets is {targets.dtype}; it takes bool, uint8 and the float dtypes")
-    _check_constant("targets", targets, logits, logits.shape)
-    if pos_weight is not None:
-        if pos_weight.dtype not in _DTYPES:
-            raise ValueError(f"pos_weight is {pos_weight.dtype}; it takes the float dtypes")
-        _check_constant("pos_weight", pos_weight, logits, logits.shape[1:])
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction is {reduction!r}; it takes mean, sum or none")
-
-
-def _check_constant(name: str, tensor: Tensor, logits: Tensor, shape: torch.Size) -> None:
-    if tensor.shape != shape:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; for these logits it takes {tuple(shape)}")
-    if tensor.device != logits.device:
-        raise ValueError(f"{name} is on {tensor.device}; it takes the device of logits, {logits.device}")
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} has strides {tensor.stride()}; it takes contiguous memory")
-    if tensor.requires_grad:
-        raise ValueError(f"{name} requires a gradient, which is not computed; it takes a detached tensor")
+    check_constant("targets", targets, logits.shape, "logits", logits)
+    if sample_mask is not None:
+        if sample_mask.dtype not in (torch.bool, torch.uint8):
+            raise ValueError(f"sample_mask is {sample_mask.dtype}; it takes bool and uint8")
+        check_constant("sample_mask", sample_mask, logits.shape[:1], "logits", logits)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; it takes {', '.join(REDUCTIONS[:2])} or {REDUCTIONS[2]}")
 
 
 def sigmoid_bce(
@@ -220,6 +300,8 @@ def sigmoid_bce(
     targets: Tensor,
     pos_weight: Tensor | None = None,
     reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    sample_mask: Tensor | None = None,
 ) -> Tensor:
     """Binary cross-entropy of sigmoid(logits) against targets, each label on its own.
 
@@ -228,7 +310,10 @@ def sigmoid_bce(
         targets: [N, L] contiguous on the same device, bool, uint8 or any float dtype. Values between 0 and 1
             are soft targets; the range is not checked.
         pos_weight: [L] contiguous on the same device, any float dtype; None weighs every positive 1.
-        reduction: "mean" over all N·L, "sum", or "none".
+        reduction: "mean" over all N·L, or over those of the samples that count, "sum", or "none".
+        label_smoothing: in [0, 1]; takes each target that share of the way to 1/2.
+        sample_mask: [N] contiguous on the same device, bool or uint8: the samples that count, as the rows of a
+            padded batch; None counts all.
 
     Returns:
         The loss in float32 (float64 for float64 logits): a scalar, or [N, L] for "none". The mean of an empty
@@ -240,9 +325,27 @@ def sigmoid_bce(
         ValueError: names the argument that does not fit, what it is and what it takes. Nothing is copied to
             fit.
 
-    Source: the logistic loss; pos_weight as in torch.nn.BCEWithLogitsLoss.
+    Source: the logistic loss; pos_weight as in torch.nn.BCEWithLogitsLoss; label smoothing of Szegedy et al. 2016
+        (arXiv:1512.00567, section 7), with the two classes of each label.
     """
-    _check(logits, targets, pos_weight, reduction)
+    check_loss(logits, targets, reduction, sample_mask)
+    if pos_weight is not None:
+        if pos_weight.dtype not in (*FLOATS, torch.float64):
+            raise ValueError(f"pos_weight is {pos_weight.dtype}; it takes the float dtypes")
+        check_constant("pos_weight", pos_weight, logits.shape[1:], "logits", logits)
+    check_number("label_smoothing", label_smoothing, 0, 1)
     with_grad = logits.requires_grad and torch.is_grad_enabled()  # a validation pass stores none
-    loss: Tensor = _forward(logits, targets, pos_weight, reduction, with_grad)[0]
-    return loss
+    inner = inner_reduction(reduction, sample_mask)
+    loss: Tensor = _forward(logits, targets, pos_weight, sample_mask, label_smoothing, inner, with_grad)[0]
+    return masked_mean(loss, logits, sample_mask) if inner != reduction else loss
+
+
+def inner_reduction(reduction: str, sample_mask: Tensor | None) -> str:
+    """The mean over a mask is a sum first: how many samples count is known on the device alone."""
+    return "sum" if reduction == "mean" and sample_mask is not None else reduction
+
+
+def masked_mean(total: Tensor, logits: Tensor, sample_mask: Tensor | None) -> Tensor:
+    """A sum over the samples that count as the mean over their logits; NaN where none counts."""
+    assert sample_mask is not None
+    return total / (sample_mask.sum() * logits.shape[1])

@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.launch import INTERPRETED
+
 Close = Callable[..., None]
+
+# Triton's interpreter needs a process of its own: test_interpreter.py starts it.
+collect_ignore = [] if INTERPRETED else ["interpreted"]
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

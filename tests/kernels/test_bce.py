@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,58 @@ def test_any_shape(
     check(logits, torch.rand(shape), torch.rand(shape[1]) if weighted else None, reduction, assert_close)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_label_smoothing(device: str, dtype: torch.dtype, reduction: str, assert_close: Close) -> None:
+    """A target of 1 becomes 1 - s/2, one of 0 s/2; the weight of positives goes with the target."""
+    logits = (3 * torch.randn(33, 21)).to(device, dtype).requires_grad_()
+    targets, pos_weight = torch.rand(33, 21, device=device) < 0.3, torch.rand(21, device=device) * 4
+    soft = torch.where(targets, 0.9, 0.1)
+    loss = sigmoid_bce(logits, targets, pos_weight, reduction, label_smoothing=0.2)
+    exact, plain = (
+        binary_cross_entropy_with_logits(
+            logits.to(kind),
+            soft.to(kind),
+            reduction=reduction,
+            pos_weight=pos_weight.to(kind),
+        )
+        for kind in (torch.float64, torch.float32)
+    )
+    assert_close(loss, plain, exact)
+    upstream = torch.ones_like(loss)
+    (grad,) = torch.autograd.grad(loss, logits, upstream)
+    (expected,) = torch.autograd.grad(exact, logits, upstream.double())
+    torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8], ids=str)
+@pytest.mark.parametrize("rows", [5, 700])  # the second: many programs
+def test_samples_left_out_count_for_nothing(device: str, rows: int, kind: torch.dtype, reduction: str) -> None:
+    """Not even when they hold NaN; the mean is that of the others."""
+    logits, targets = torch.randn(rows, 13, device=device), torch.rand(rows, 13, device=device)
+    mask = torch.rand(rows, device=device) < 0.6
+    mask[:2] = torch.tensor([True, False], device=device)
+    logits[~mask] = math.nan
+    logits.requires_grad_()
+    loss = sigmoid_bce(logits, targets, reduction=reduction, sample_mask=mask.to(kind))
+    (grad,) = torch.autograd.grad(loss.sum() * 3, logits)
+    kept = logits.detach()[mask].requires_grad_()
+    expected = sigmoid_bce_reference(kept, targets[mask], reduction=reduction)
+    (expected_grad,) = torch.autograd.grad(expected.sum() * 3, kept)
+    torch.testing.assert_close(loss[mask] if reduction == "none" else loss, expected)
+    torch.testing.assert_close(grad[mask], expected_grad)
+    assert not grad[~mask].any()
+    assert reduction != "none" or not loss[~mask].any()
+
+
+def test_all_samples_left_out(device: str) -> None:
+    logits = torch.randn(3, 4, device=device, requires_grad=True)
+    mask = torch.zeros(3, dtype=torch.bool, device=device)
+    assert sigmoid_bce(logits, torch.rand(3, 4, device=device), sample_mask=mask).isnan()
+    assert sigmoid_bce(logits, torch.rand(3, 4, device=device), reduction="sum", sample_mask=mask).item() == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_far_from_zero(device: str, dtype: torch.dtype) -> None:
     """Down to e^-80 the loss and its gradient keep their relative accuracy; torch's formula gives 0 there."""
@@ -170,8 +223,8 @@ def test_the_same_bits_with_and_without_a_gradient(device: str) -> None:
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck(reduction: str) -> None:
     logits = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
-    targets, pos_weight = torch.rand(4, 5), torch.rand(5)
-    assert torch.autograd.gradcheck(lambda x: sigmoid_bce(x, targets, pos_weight, reduction), logits)
+    targets, pos_weight, mask = torch.rand(4, 5), torch.rand(5), torch.tensor([True, False, True, True])
+    assert torch.autograd.gradcheck(lambda x: sigmoid_bce(x, targets, pos_weight, reduction, 0.1, mask), logits)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -179,10 +232,11 @@ def test_gradcheck(reduction: str) -> None:
 def test_opcheck(reduction: str) -> None:
     logits, targets = torch.randn(6, 5, requires_grad=True), torch.rand(6, 5) < 0.5
     for pos_weight, with_grad in ((torch.rand(5), True), (None, False)):
-        args = (logits if with_grad else logits.detach(), targets, pos_weight, reduction, with_grad)
+        mask = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.uint8) if with_grad else None
+        args = (logits if with_grad else logits.detach(), targets, pos_weight, mask, 0.1, reduction, with_grad)
         torch.library.opcheck(torch.ops.manylabel.sigmoid_bce, args)
     upstream = torch.rand(6, 5) if reduction == "none" else torch.rand(())
-    torch.library.opcheck(torch.ops.manylabel.sigmoid_bce_backward, (logits.detach(), upstream, reduction))
+    torch.library.opcheck(torch.ops.manylabel.scale_gradient, (logits.detach(), upstream, reduction))
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -230,3 +284,17 @@ def test_wrong_argument(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         sigmoid_bce(logits, targets, pos_weight, reduction)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"label_smoothing": 1.5}, "label_smoothing is 1.5; it takes a number from 0 to 1"),
+        ({"label_smoothing": math.nan}, "label_smoothing is nan; it takes a finite"),
+        ({"sample_mask": torch.ones(3)}, r"sample_mask is torch\.float32; it takes bool and uint8"),
+        ({"sample_mask": torch.ones(4, dtype=torch.bool)}, r"sample_mask has shape \(4,\); .* \(3,\)"),
+    ],
+)
+def test_wrong_option(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sigmoid_bce(X, X, **given)

@@ -1,54 +1,24 @@
-"""Each kernel as machine code, which needs no GPU: no spills, 128-bit global access, 64-bit offsets."""
+"""Each kernel as machine code, which needs no GPU: no spills, wide global access, 64-bit offsets."""
 
-import re
+import json
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import bce, residual
+from kernels.compile import ARCHITECTURES, shortcomings
+from kernels.machine_code import Resources, examine, widest
+from kernels.variants import VARIANTS
 
-ALIGNED = [["tt.divisibility", 16]]
-KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
-    "residual_fwd": (
-        residual._residual_add_relu_fwd_kernel,
-        {"x_ptr": "*T", "branch_ptr": "*T", "y_ptr": "*T", "scale": "fp32", "n": "i64"},
-        {"BLOCK": residual._BLOCK},
-    ),
-    "residual_bwd": (
-        residual._residual_add_relu_bwd_kernel,
-        {
-            "grad_ptr": "*T",
-            "y_ptr": "*T",
-            "grad_x_ptr": "*T",
-            "grad_branch_ptr": "*T",
-            "scale": "fp32",
-            "n": "i64",
-        },
-        {"BLOCK": residual._BLOCK},
-    ),
-    "bce_fwd": (
-        bce._sigmoid_bce_fwd_kernel,
-        {"x_ptr": "*T", "y_ptr": "*u8", "loss_ptr": "*fp32", "grad_ptr": "*T", "factor": "fp32", "n": "i64"}
-        | {"labels": "i32"},
-        {"w_ptr": None, "REDUCED": True, "BLOCK": bce._BLOCK},
-    ),
-    "bce_fwd_weighted": (
-        bce._sigmoid_bce_fwd_kernel,
-        {"x_ptr": "*T", "y_ptr": "*fp32", "w_ptr": "*fp32", "loss_ptr": "*fp32", "grad_ptr": "*T"}
-        | {"factor": "fp32", "n": "i64", "labels": "i32"},
-        {"REDUCED": False, "BLOCK": bce._BLOCK},
-    ),
-    "bce_bwd": (
-        bce._sigmoid_bce_bwd_kernel,
-        {"grad_ptr": "*T", "upstream_ptr": "*fp32", "out_ptr": "*T", "factor": "fp32", "n": "i64"},
-        {"SCALAR": True, "BLOCK": bce._BLOCK},
-    ),
-}
+ROOT = Path(__file__).parents[2]
+FLAT = {name: 0 for name in VARIANTS if name.startswith(("residual", "sigmoid_bce", "asymmetric", "loss", "normalize"))}
+# Only what lies within a program, added to a 64-bit start or in [0, labels), has 32 bits.
+FLAT |= {"sigmoid_bce weighted, masked": 2, "normalize": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -56,26 +26,89 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
 
 
-TARGETS = [(80, "fp32"), (90, "bf16"), (100, "fp32"), (120, "bf16")]
+@pytest.mark.parametrize("name", VARIANTS)
+def test_machine_code(name: str) -> None:
+    """One dtype and architecture a kernel, in turn; `python -m kernels.compile` takes all of them."""
+    number, variant = list(VARIANTS).index(name), VARIANTS[name]
+    dtype = variant.dtypes[number % len(variant.dtypes)]
+    found = examine(variant, dtype, ARCHITECTURES[number % len(ARCHITECTURES)])
+    assert shortcomings(found) == []
+    assert 0 < found.registers <= 255
+    assert found.bytes > 0
 
 
-@pytest.mark.parametrize(("arch", "dtype"), TARGETS)
-@pytest.mark.parametrize("name", KERNELS)
-def test_machine_code(name: str, arch: int, dtype: str, tmp_path: Path) -> None:
-    kernel, arguments, constants = KERNELS[name]
-    signature = {k: arguments.get(k, "constexpr").replace("T", dtype) for k in kernel.arg_names}
-    aligned = {(i,): ALIGNED for i, kind in enumerate(signature.values()) if kind[0] == "*" or kind == "i64"}
-    source = ASTSource(kernel, signature, constants, aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32))
+@pytest.mark.parametrize("name", FLAT)
+def test_offsets_have_64_bits(name: str) -> None:
+    """Past 2^31 elements a 32-bit offset would wrap around."""
+    variant = VARIANTS[name]
+    signature = {n: variant.arguments.get(n, "constexpr").replace("T", "bf16") for n in variant.kernel.arg_names}
+    constants = {**variant.constants, **variant.launch.blocks}
+    compiled = triton.compile(ASTSource(variant.kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
+    narrow = [line for line in compiled.asm["ttir"].splitlines() if "tt.addptr" in line and "xi32>" in line]
+    assert len(narrow) == FLAT[name], narrow
 
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
-    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert re.search(r"REG:\d+ STACK:0 SHARED:\d+ LOCAL:0", usage), usage
 
-    for access in ("ld", "st"):
-        assert re.search(rf"{access}\.global\S*\.v4\.b32", compiled.asm["ptx"])
-    # Only the column of a label, which starts at 0 in every row, has 32 bits.
-    narrow = re.findall(r"tt\.addptr .*tensor<\d+xi32>", compiled.asm["ttir"])
-    assert len(narrow) == (1 if "weighted" in name else 0), narrow
+def found(**changes: object) -> Resources:
+    good = Resources(
+        name="residual_add_relu",
+        shape="",
+        dtype="bf16",
+        arch=90,
+        registers=24,
+        spills=0,
+        shared=0,
+        load=128,
+        store=128,
+        matrix=(),
+        bytes=1,
+    )
+    return replace(good, **changes)  # type: ignore[arg-type]
+
+
+def test_shortcomings() -> None:
+    assert shortcomings(found()) == []
+    assert shortcomings(found(spills=3)) == ["3 spills"]
+    assert shortcomings(found(load=64)) == ["loads 64 bits at once, 128 declared"]
+    assert shortcomings(found(store=32)) == ["stores 32 bits at once, 128 declared"]
+
+
+@pytest.mark.parametrize(
+    ("sass", "load", "store"),
+    [
+        ("LDG.E.128 R4, [R2.64] ;\nLDG.E.U16 R1 ;\nSTG.E.64 [R2.64], R4 ;", 128, 64),
+        ("LDG.E.U8.CONSTANT R4 ;\nSTG.E.U16 [R2] ;", 8, 16),
+        ("LDGSTS.E.BYPASS.LTC128B.128 [R9], [R2.64] ;\nSTG.E desc[UR4][R2.64], R4 ;", 128, 32),
+        ("UTMALDG.2D [UR4], [UR6] ;", 128, 0),
+        ("STS.128 [R3], R4 ;\nLDS.128 R4, [R3] ;", 0, 0),
+    ],
+)
+def test_widest_access(sass: str, load: int, store: int) -> None:
+    assert (widest(sass, "LDG|LDGSTS"), widest(sass, "STG|STGSTS")) == (load, store)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kernels.compile", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_command(tmp_path: Path) -> None:
+    done = run("--arch", "80", "--only", "loss backward", "--json", str(tmp_path / "table.json"))
+    assert done.returncode == 0, done.stderr
+    assert "loss backward" in done.stdout
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [(row["dtype"], row["arch"], row["spills"], row["shortcomings"]) for row in rows] == [
+        (dtype, 80, 0, []) for dtype in ("fp32", "fp16", "bf16")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--arch", "70"), "error: --arch takes 80, 90, 100, 120\n"),
+        (("--only", "x"), "error: --only takes residual_add"),
+    ],
+)
+def test_wrong_command(arguments: tuple[str, ...], message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)

@@ -5,16 +5,16 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MODULE = "tests/kernels/interpreted.py"
+FOLDER = "tests/kernels/interpreted"
 
 
 def test_triton_kernels_in_the_interpreter() -> None:
-    """Every test of interpreted.py, in a process of its own: none may fail and none may be skipped."""
-    command = [sys.executable, "-m", "pytest", MODULE, "-q", "-o", "addopts=", "--import-mode=importlib"]
+    """Every test of the folder, in a process of its own: none may fail and none may be skipped."""
+    command = [sys.executable, "-m", "pytest", FOLDER, "-q", "-o", "addopts=", "--import-mode=importlib"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment["TRITON_INTERPRET"] = "1"
     done = subprocess.run(
-        [*command, "-p", "no:cacheprovider"],
+        [*command, "-o", "python_files=*.py", "-p", "no:cacheprovider"],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -10,9 +11,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_import_loads_no_torch() -> None:
-    code = "import sys, kernels; print(dir(kernels)[-2:], 'torch' in sys.modules)"
+    code = "import sys, kernels; print('sigmoid_bce' in dir(kernels), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "['residual_add_relu', 'sigmoid_bce'] False", done.stderr
+    assert done.stdout.strip() == "True False", done.stderr
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -25,9 +26,6 @@ def test_first_use_may_be_inside_a_compiled_function(monkeypatch: pytest.MonkeyP
 
 
 def test_names() -> None:
-    assert {name: callable(getattr(kernels, name)) for name in kernels.__all__} == {
-        "residual_add_relu": True,
-        "sigmoid_bce": True,
-    }
+    assert [name for name in kernels.__all__ if not isinstance(getattr(kernels, name), FunctionType)] == []
     with pytest.raises(AttributeError, match="no attribute 'missing'"):
         _ = kernels.missing

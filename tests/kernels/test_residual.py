@@ -76,6 +76,19 @@ def test_any_shape(
     check(*tensors(shape, dtype, "cpu", layout), assert_close)
 
 
+@pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_without_relu(device: str, dtype: torch.dtype, layout: torch.memory_format, assert_close: Close) -> None:
+    x, branch, upstream = tensors((3, 64, 17, 17), dtype, device, layout)
+    y = residual_add_relu(x, branch, SCALE, relu=False)
+    grad_x, grad_branch = torch.autograd.grad(y, (x, branch), upstream)
+    exact = x.double() + SCALE * branch.double()
+    assert_close(y, x + SCALE * branch, exact)
+    assert (y < 0).any()
+    assert torch.equal(grad_x, upstream)
+    assert_close(grad_branch, SCALE * upstream, SCALE * upstream.double())
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_rounds_once(device: str, dtype: torch.dtype) -> None:
     """A scale or a product rounded to the storage dtype on the way would be off by more than half a unit."""
@@ -135,14 +148,16 @@ def test_one_input_wants_a_gradient() -> None:
 
 def test_gradcheck() -> None:
     x, branch, _ = tensors((2, 3, 4, 5), torch.float64, layout=CHANNELS_LAST)
-    assert torch.autograd.gradcheck(lambda x, branch: residual_add_relu(x, branch, SCALE), (x, branch))
+    for relu in (True, False):
+        assert torch.autograd.gradcheck(lambda x, b, relu=relu: residual_add_relu(x, b, SCALE, relu), (x, branch))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST], ids=["contiguous", "channels_last"])
 def test_opcheck(layout: torch.memory_format) -> None:
     x, branch, upstream = tensors((2, 3, 5, 7), torch.float32, layout=layout)
-    torch.library.opcheck(torch.ops.manylabel.residual_add_relu, (x, branch, SCALE))
+    torch.library.opcheck(torch.ops.manylabel.residual_add_relu, (x, branch, SCALE, True))
+    torch.library.opcheck(torch.ops.manylabel.residual_add_relu, (x, branch, SCALE, False))
     torch.library.opcheck(torch.ops.manylabel.residual_add_relu_backward, (upstream, x.detach(), SCALE))
 
 
@@ -197,6 +212,7 @@ X = torch.zeros(2, 4, 3, 3)
         ),
         (X, X, math.nan, "scale is nan; it takes a finite"),
         (X, X, -math.inf, "scale is -inf"),
+        (X, X, -0.1, "scale is -0.1; it takes a number of 0 or more"),
         (X, X, torch.ones(()), "scale is a Tensor; it takes a Python number"),
     ],
 )

@@ -1,0 +1,42 @@
+"""Tile sizes, warps and stages of each kernel, with the reason for each choice.
+
+No GPU has been available to tune on: every row follows from the access width, registers and occupancy that
+`python -m kernels.compile` shows, and is to be confirmed on a GPU by `pytest bench/kernels --benchmark-only`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One row of a kernel's table.
+
+    Attributes:
+        blocks: the kernel's tile sizes by the names of its constants.
+        warps, stages: of a program.
+        reason: why these.
+    """
+
+    blocks: dict[str, int]
+    warps: int
+    stages: int
+    reason: str
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Keyword arguments of the launch."""
+        return {**self.blocks, "num_warps": self.warps, "num_stages": self.stages}
+
+
+RESIDUAL_ADD_RELU = Launch(
+    {"BLOCK": 1024}, 4, 1, "eight 16-bit elements, one 128-bit access, for each of the 128 threads; nothing to pipeline"
+)
+SIGMOID_BCE = Launch(
+    {"BLOCK": 2048}, 4, 1, "a batch of 32 x 64 logits is one program, whose sum is the loss: no second launch"
+)
+ASYMMETRIC_LOSS = Launch(
+    {"BLOCK": 1024}, 8, 1, "bound by its exponentials: four elements a thread spill no register, and 64 bits will do"
+)
+NORMALIZE = Launch(
+    {"BLOCK": 2048}, 4, 1, "sixteen bytes, one 128-bit load, for each of the 128 threads, and two 128-bit stores"
+)
