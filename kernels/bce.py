@@ -14,7 +14,6 @@ Bytes moved for n = N·L logits of b bytes and targets of t bytes: forward n·(b
 gradient is wanted and n·4 more for a loss that is not reduced; backward 2·n·b.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -139,7 +138,7 @@ def _forward(
             logits,
             as_bytes(targets),
             pos_weight,
-            as_bytes(sample_mask),
+            None if sample_mask is None else as_bytes(sample_mask),
             loss,
             grad if with_grad else None,
             label_smoothing,
@@ -152,9 +151,9 @@ def _forward(
     return finished(loss, reduction), grad
 
 
-def as_bytes(x: Tensor | None) -> Tensor | None:
+def as_bytes(x: Tensor) -> Tensor:
     """Booleans as the bytes that they are."""
-    return x.view(torch.uint8) if x is not None and x.dtype == torch.bool else x
+    return x.view(torch.uint8) if x.dtype == torch.bool else x
 
 
 def loss_and_gradient(logits: Tensor, launch: Launch, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:
@@ -181,42 +180,51 @@ def _forward_cpu(
     reduction: str,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    weight = None if pos_weight is None else pos_weight.to(dtype)
-    loss = logits.new_empty(logits.shape if reduction == "none" else (), dtype=dtype)
-    grad = torch.empty_like(logits) if with_grad else logits.new_empty(0)
-    sums = []
-    for rows in cache_sized(logits):
-        x, y = logits[rows].to(dtype), targets[rows].to(dtype)
-        if label_smoothing:
-            y = torch.lerp(y, y.new_tensor(0.5), label_smoothing)
-        minus_x, negative = -x, 1 - y
-        positive = y if weight is None else y * weight
-        left_out = None if sample_mask is None else ~sample_mask[rows].bool()[:, None]
-        # Not softplus: torch's takes seven times as long as its exp and log1p.
-        log1p_e = x.abs().neg_().exp_().log1p_()
-        part = x.clamp_min(0).add_(log1p_e).mul_(negative)
-        part.addcmul_(log1p_e.add_(minus_x.clamp_min(0)), positive)
-        if left_out is not None:
-            part.masked_fill_(left_out, 0)
-        if reduction == "none":
-            loss[rows] = part
-        else:
-            sums.append(part.sum())
-        if with_grad:
-            part = torch.sigmoid(x).mul_(negative).addcmul_(minus_x.sigmoid_(), positive, value=-1)
-            grad[rows] = part if left_out is None else part.masked_fill_(left_out, 0)
-    if sums:
-        loss = torch.stack(sums).sum()
-    return loss.div_(logits.numel()) if reduction == "mean" else loss, grad
+    if logits.dtype == torch.float64:
+        return _forward_float64(logits, targets, pos_weight, sample_mask, label_smoothing, reduction, with_grad)
+    from kernels import bce_cpu  # its compiler takes a moment to load, and only the CPU needs it
+
+    x = logits.float()
+    y = targets.float() if targets.is_floating_point() else as_bytes(targets)
+    weight = x.new_ones(x.shape[1]) if pos_weight is None else pos_weight.float()
+    mask = x.new_empty(0, dtype=torch.uint8) if sample_mask is None else as_bytes(sample_mask)
+    nothing = x.new_empty(0, x.shape[1])
+    loss = torch.empty_like(x) if reduction == "none" else nothing
+    grad = torch.empty_like(x) if with_grad else nothing
+    total = bce_cpu.loss_and_gradient(
+        x.numpy(),
+        y.numpy(),
+        weight.numpy(),
+        mask.numpy(),
+        label_smoothing,
+        loss.numpy(),
+        grad.numpy(),
+        torch.get_num_threads(),
+    )
+    if reduction != "none":
+        loss = x.new_tensor(total)
+        loss = loss / x.numel() if reduction == "mean" else loss
+    return loss, grad.to(logits.dtype) if with_grad else logits.new_empty(0)
 
 
-def cache_sized(logits: Tensor) -> Iterator[slice]:
-    """Rows that are worked on at once, at least one slice: what they need in between stays in the cores' caches."""
-    elements = 32_768 * torch.get_num_threads()
-    step = max(1, elements // max(1, logits.shape[1]))
-    for start in range(0, max(1, len(logits)), step):
-        yield slice(start, start + step)
+def _forward_float64(
+    x: Tensor,
+    targets: Tensor,
+    pos_weight: Tensor | None,
+    sample_mask: Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    y = torch.lerp(targets.double(), x.new_tensor(0.5), label_smoothing)
+    positive = y if pos_weight is None else y * pos_weight
+    kept = x.new_ones(len(x), 1, dtype=torch.bool) if sample_mask is None else sample_mask.bool()[:, None]
+    loss = (1 - y) * softplus(x, threshold=40) + positive * softplus(-x, threshold=40)
+    loss = torch.where(kept, loss, 0)
+    loss = loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+    if not with_grad:
+        return loss, x.new_empty(0)
+    return loss, torch.where(kept, (1 - y) * torch.sigmoid(x) - positive * torch.sigmoid(-x), 0)
 
 
 @torch.library.custom_op("manylabel::scale_gradient", mutates_args=())
