@@ -7,14 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kernels.asymmetric import asymmetric_loss
+    from kernels.batch_norm import batch_norm_relu, batch_norm_relu_concat
     from kernels.bce import sigmoid_bce
     from kernels.pixels import normalize
     from kernels.residual import residual_add_relu
 
-__all__ = ["asymmetric_loss", "normalize", "residual_add_relu", "sigmoid_bce"]
+__all__ = [
+    "asymmetric_loss",
+    "batch_norm_relu",
+    "batch_norm_relu_concat",
+    "normalize",
+    "residual_add_relu",
+    "sigmoid_bce",
+]
 
 _HOME = {
     "asymmetric_loss": "kernels.asymmetric",
+    "batch_norm_relu": "kernels.batch_norm",
+    "batch_norm_relu_concat": "kernels.batch_norm",
     "normalize": "kernels.pixels",
     "residual_add_relu": "kernels.residual",
     "sigmoid_bce": "kernels.bce",

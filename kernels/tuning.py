@@ -40,3 +40,12 @@ ASYMMETRIC_LOSS = Launch(
 NORMALIZE = Launch(
     {"BLOCK": 2048}, 4, 1, "sixteen bytes, one 128-bit load, for each of the 128 threads, and two 128-bit stores"
 )
+
+BATCH_NORM = Launch(
+    {"BLOCK_ROWS": 32, "BLOCK_CHANNELS": 64},
+    4,
+    2,
+    "16 elements a thread, two 128-bit accesses of half precision; a row of 64 is one 128-byte line; no spill backward",
+)
+BATCH_NORM_COMBINE = Launch({"BLOCK_CHANNELS": 16}, 4, 1, "up to 512 partial results of 16 channels, 64 a thread")
+BATCH_NORM_PROGRAMS = 512  # that share a map's rows and channels: about four for each of 132 multiprocessors
