@@ -21,6 +21,7 @@ Variance", equation 2.1.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from kernels.arguments import check_channels_last, check_floats, check_number, is_channels_last, row_pitch
 from kernels.launch import takes_triton
-from kernels.tuning import BATCH_NORM, BATCH_NORM_COMBINE, BATCH_NORM_PROGRAMS
+from kernels.tuning import BATCH_NORM, BATCH_NORM_COMBINE, BATCH_NORM_NARROW, BATCH_NORM_PROGRAMS, Launch
 
 
 def batch_norm_relu_reference(
@@ -148,7 +149,7 @@ def _normalize_kernel(  # type: ignore[no-untyped-def]
     tl.store(y_ptr + row[:, None] * y_pitch + column[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _masked_gradient(  # type: ignore[no-untyped-def]
     grad_ptr, y_ptr, at_grad, at_y, inside, centred, slope, bias, RELU: tl.constexpr
 ):
@@ -269,12 +270,17 @@ def _row_count(x: Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
 
+def _launch(x: Tensor) -> Launch:
+    return BATCH_NORM_NARROW if x.shape[1] <= BATCH_NORM_NARROW.blocks["BLOCK_CHANNELS"] else BATCH_NORM
+
+
 def _chunks(x: Tensor) -> tuple[int, int, int]:
     """Programs that share the rows, rows of each, and programs that share the channels."""
-    columns = triton.cdiv(x.shape[1], BATCH_NORM.blocks["BLOCK_CHANNELS"])
-    tiles = triton.cdiv(_row_count(x), BATCH_NORM.blocks["BLOCK_ROWS"])
+    tile = _launch(x).blocks
+    columns = triton.cdiv(x.shape[1], tile["BLOCK_CHANNELS"])
+    tiles = triton.cdiv(_row_count(x), tile["BLOCK_ROWS"])
     each = triton.cdiv(tiles, max(1, BATCH_NORM_PROGRAMS // columns))
-    return triton.cdiv(tiles, each), each * BATCH_NORM.blocks["BLOCK_ROWS"], columns
+    return triton.cdiv(tiles, each), each * tile["BLOCK_ROWS"], columns
 
 
 def _statistics(x: Tensor, eps: float, mean: Tensor, rstd: Tensor, var: Tensor) -> None:
@@ -282,7 +288,7 @@ def _statistics(x: Tensor, eps: float, mean: Tensor, rstd: Tensor, var: Tensor) 
     (chunks, each, columns), channels = _chunks(x), x.shape[1]
     parts = torch.empty((2, chunks, channels), dtype=torch.float32, device=x.device)
     _statistics_kernel[(chunks, columns)](
-        x, parts[0], parts[1], _row_count(x), channels, row_pitch(x), each, **BATCH_NORM.options
+        x, parts[0], parts[1], _row_count(x), channels, row_pitch(x), each, **_launch(x).options
     )
     grid = (triton.cdiv(channels, BATCH_NORM_COMBINE.blocks["BLOCK_CHANNELS"]),)
     _combine_statistics_kernel[grid](
@@ -297,7 +303,7 @@ def _slices(xs: Sequence[Tensor]) -> list[slice]:
     edges = [0]
     for x in xs:
         edges.append(edges[-1] + x.shape[1])
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def _into(
@@ -323,13 +329,13 @@ def _into(
             if training:
                 _statistics(x, eps, mean, rstd, var)
             rows, channels = _row_count(x), x.shape[1]
-            tile = BATCH_NORM.blocks
+            tile = _launch(x).blocks
             grid = (triton.cdiv(rows, tile["BLOCK_ROWS"]), triton.cdiv(channels, tile["BLOCK_CHANNELS"]))
             pitches = (row_pitch(x), 0 if residual is None else row_pitch(residual), row_pitch(out))
             _normalize_kernel[grid](
                 *(x, weight, bias, mean, rstd, residual, out, rows, channels, *pitches, scale),
                 RELU=relu,
-                **BATCH_NORM.options,
+                **_launch(x).options,
             )
 
 
@@ -451,7 +457,8 @@ def _backward(
             grad_x.copy_(found[0])
             sums[0, part], sums[1, part] = found[2], found[1]
             continue
-        (chunks, each, columns), rows, channels = _chunks(x), _row_count(x), x.shape[1]
+        launch, (chunks, each, columns) = _launch(x), _chunks(x)
+        rows, channels = _row_count(x), x.shape[1]
         masks = y[:, part] if with_residual else None
         parts = torch.empty((chunks, 2 * channels), dtype=torch.float32, device=x.device)
         own = torch.empty((2 * channels,), dtype=torch.float32, device=x.device)
@@ -459,21 +466,21 @@ def _backward(
         inputs = (g, x, masks, weight, bias, mean, rstd)
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             _sums_kernel[(chunks, columns)](
-                *(*inputs, parts, rows, channels, *pitches, each), RELU=relu, **BATCH_NORM.options
+                *(*inputs, parts, rows, channels, *pitches, each), RELU=relu, **launch.options
             )
             _combine_sums_kernel[(triton.cdiv(2 * channels, BATCH_NORM_COMBINE.blocks["BLOCK_CHANNELS"]),)](
                 *(parts, own, 2 * channels, chunks, scale),
                 CHUNKS=triton.next_power_of_2(chunks),
                 **BATCH_NORM_COMBINE.options,
             )
-            _grad_x_kernel[(triton.cdiv(rows, BATCH_NORM.blocks["BLOCK_ROWS"]), columns)](
+            _grad_x_kernel[(triton.cdiv(rows, launch.blocks["BLOCK_ROWS"]), columns)](
                 *inputs,
                 own if training else None,
                 grad_x,
                 grad_residual if with_residual else None,
                 *(rows, channels, *pitches, scale),
                 RELU=relu,
-                **BATCH_NORM.options,
+                **launch.options,
             )
         sums[:, part] = own.view(2, channels)
     return grad_xs, sums, grad_residual
@@ -606,9 +613,7 @@ def _check(
         raise ValueError(f"x has shape {tuple(xs[0].shape)}; training takes more than one value a channel")
 
 
-def _keep(
-    running_means: Sequence[Tensor], running_vars: Sequence[Tensor], statistics: Tensor, momentum: float
-) -> None:
+def _keep(running_means: Sequence[Tensor], running_vars: Sequence[Tensor], statistics: Tensor, momentum: float) -> None:
     """Moves the running statistics towards those of the batch, all maps' in one launch."""
     parts = _slices([mean[None] for mean in running_means])
     batch = [statistics[row, part] for row in (0, 2) for part in parts]
@@ -662,6 +667,7 @@ def batch_norm_relu(
             raise ValueError(f"residual has shape {tuple(residual.shape)}; it takes that of x, {tuple(x.shape)}")
     elif scale != 1:
         raise ValueError(f"scale is {scale}; without a residual it takes 1")
+    y: Tensor
     arguments = ([x], [weight], [bias], [*means, *variances], residual, training, eps, relu, scale)
     if out is None:
         y, statistics = _forward(*arguments)

@@ -47,5 +47,38 @@ BATCH_NORM = Launch(
     2,
     "16 elements a thread, two 128-bit accesses of half precision; a row of 64 is one 128-byte line; no spill backward",
 )
+BATCH_NORM_NARROW = Launch(
+    {"BLOCK_ROWS": 64, "BLOCK_CHANNELS": 32}, 4, 2, "as many elements for maps of 32 channels or fewer, none idle"
+)
 BATCH_NORM_COMBINE = Launch({"BLOCK_CHANNELS": 16}, 4, 1, "up to 512 partial results of 16 channels, 64 a thread")
 BATCH_NORM_PROGRAMS = 512  # that share a map's rows and channels: about four for each of 132 multiprocessors
+CONV1X1_SHALLOW = Launch(
+    {"BLOCK_ROWS": 64, "BLOCK_CHANNELS": 128, "BLOCK_DEPTH": 32},
+    4,
+    3,
+    "block A, bound by memory: a depth of 96 is three steps of 32, all in flight at once; three programs of 37 kB and "
+    "at most 168 registers share a multiprocessor, one loading while another multiplies; 1370 programs, 10 for each "
+    "of 132",
+)
+CONV1X1_DEEP = Launch(
+    {"BLOCK_ROWS": 64, "BLOCK_CHANNELS": 128, "BLOCK_DEPTH": 64},
+    4,
+    3,
+    "blocks B and C, depths of 256 and 384: steps of 64 fill the 128 bytes of a shared-memory row, 74 kB in three "
+    "stages, three programs a multiprocessor; 128 channels a tile give wgmma its full rate; 1134 and 448 programs, "
+    "8.6 and 3.4 for each of 132, where tiles of 128 x 128 take too many registers for two at once",
+)
+CONV1X1_FLOAT32 = Launch(
+    {"BLOCK_ROWS": 64, "BLOCK_CHANNELS": 128, "BLOCK_DEPTH": 16},
+    8,
+    3,
+    "bound by its multiplications, 32 sums a thread: steps of 16 keep two programs of 8 warps a multiprocessor at 128 "
+    "registers; 25 kB of shared memory, 37 kB for TF32",
+)
+CONV1X1_MASK = Launch(
+    {"BLOCK_ROWS": 64, "BLOCK_CHANNELS": 64},
+    4,
+    1,
+    "four 128-bit accesses of 16-bit elements a thread and tensor; 2740, 2268 and 896 programs for blocks A, B and C; "
+    "the sums of 64 rows are 1/32 of the bytes of g or less",
+)

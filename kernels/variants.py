@@ -1,8 +1,19 @@
 """Every kernel as the network launches it: 320×320 pictures, batch 32, width 1, 20 labels."""
 
-from kernels import asymmetric, bce, pixels, residual
+from typing import Any
+
+from kernels import asymmetric, batch_norm, bce, pixels, residual
 from kernels.machine_code import Variant
-from kernels.tuning import ASYMMETRIC_LOSS, NORMALIZE, RESIDUAL_ADD_RELU, SIGMOID_BCE
+from kernels.tuning import (
+    ASYMMETRIC_LOSS,
+    BATCH_NORM,
+    BATCH_NORM_COMBINE,
+    BATCH_NORM_NARROW,
+    NORMALIZE,
+    RESIDUAL_ADD_RELU,
+    SIGMOID_BCE,
+    Launch,
+)
 
 _BLOCK_A, _LOGITS = 32 * 256 * 37 * 37, 32 * 20
 
@@ -89,4 +100,83 @@ _NORMALIZE = [
     )
 ]
 
-VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _RESIDUAL + _LOSSES + _NORMALIZE}
+_VECTORS = {f"{name}_ptr": "*fp32" for name in ("weight", "bias", "mean", "rstd")}
+_SIZES = {"rows": "i64", "channels": "i32"}
+
+
+def _batch_norm(channels: int, size: int, launch: Launch) -> list[Variant]:
+    """The kernels over one map; the mask comes from x, as without a residual, but in the variant that has one."""
+    shape, n = f"32×{channels}×{size}×{size}", 32 * size * size * channels
+    both = {"RELU": True, "y_ptr": None, "residual_ptr": None, "grad_residual_ptr": None}
+
+    def variant(
+        name: str, kernel: Any, arguments: dict[str, str], passes: int, store: int, **constants: Any
+    ) -> Variant:
+        names = kernel.arg_names
+        given = {k: v for k, v in (_VECTORS | _SIZES | arguments).items() if k in names and k not in constants}
+        fixed = {k: v for k, v in (both | constants).items() if k in names and k not in given}
+        return Variant(
+            name=f"batch_norm {name}, {channels} channels",
+            kernel=kernel,
+            arguments=given,
+            constants=fixed,
+            launch=launch,
+            shape=shape,
+            bytes=lambda item: passes * n * item,
+            store=store,
+            unaligned=frozenset({"rows_each"}),
+        )
+
+    pitches = {"x_pitch": "i32", "y_pitch": "i32", "grad_pitch": "i32", "residual_pitch": "i32"}
+    parts = {"x_ptr": "*T", "mean_ptr": "*fp32", "m2_ptr": "*fp32", "pitch": "i32", "rows_each": "i32"}
+    maps = {"x_ptr": "*T", "grad_ptr": "*T", "scale": "fp32", **pitches}
+    sums = {"part_ptr": "*fp32", "sums_ptr": "*fp32", "rows_each": "i32", "grad_x_ptr": "*T"}
+    return [
+        variant("statistics", batch_norm._statistics_kernel, parts, 1, 32),
+        variant("normalize", batch_norm._normalize_kernel, maps | {"y_ptr": "*T"}, 2, 128),
+        variant(
+            "normalize + residual", batch_norm._normalize_kernel, maps | {"y_ptr": "*T", "residual_ptr": "*T"}, 3, 128
+        ),
+        variant("sums", batch_norm._sums_kernel, maps | sums, 2, 32),
+        variant("grad_x", batch_norm._grad_x_kernel, maps | sums, 3, 128),
+        variant(
+            "grad_x + residual",
+            batch_norm._grad_x_kernel,
+            maps | sums | {"y_ptr": "*T", "grad_residual_ptr": "*T"},
+            5,
+            128,
+        ),
+    ]
+
+
+_BATCH_NORM = [
+    *_batch_norm(32, 37, BATCH_NORM_NARROW),
+    *_batch_norm(192, 37, BATCH_NORM),
+    Variant(
+        name="batch_norm combine statistics",
+        kernel=batch_norm._combine_statistics_kernel,
+        arguments={f"{name}_ptr": "*fp32" for name in ("part_mean", "part_m2", "mean", "rstd", "var")}
+        | {"rows": "i64", "channels": "i32", "rows_each": "i32", "chunks": "i32", "eps": "fp32"},
+        constants={"CHUNKS": 256},
+        launch=BATCH_NORM_COMBINE,
+        shape="170 parts of 192",
+        bytes=lambda item: 4 * 192 * (2 * 170 + 3),
+        store=32,
+        dtypes=("fp32",),
+        unaligned=frozenset({"chunks", "rows_each"}),
+    ),
+    Variant(
+        name="batch_norm combine sums",
+        kernel=batch_norm._combine_sums_kernel,
+        arguments={"part_ptr": "*fp32", "sums_ptr": "*fp32", "columns": "i32", "chunks": "i32", "scale": "fp32"},
+        constants={"CHUNKS": 256},
+        launch=BATCH_NORM_COMBINE,
+        shape="170 parts of 384",
+        bytes=lambda item: 4 * 384 * (170 + 1),
+        store=32,
+        dtypes=("fp32",),
+        unaligned=frozenset({"chunks"}),
+    ),
+]
+
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _RESIDUAL + _LOSSES + _NORMALIZE + _BATCH_NORM}
