@@ -436,14 +436,14 @@ def _backward(
     scale: float,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Gradients of the maps, of weights and biases [2, ΣC] (biases first), and of the residual (or an empty one)."""
-    grad_xs = [_allocate([x]) for x in xs]
+    grad_xs: list[Tensor] = []
     sums = torch.zeros((2, statistics.shape[1]), dtype=statistics.dtype, device=statistics.device)
     grad_residual = _allocate([y]) if with_residual else y.new_empty(0)
     if not y.numel():
-        return grad_xs, sums, grad_residual
+        return [_allocate([x]) for x in xs], sums, grad_residual
     if not is_channels_last(grad):
         grad = grad.contiguous(memory_format=torch.channels_last)
-    for x, weight, bias, grad_x, part in zip(xs, weights, biases, grad_xs, _slices(xs), strict=True):
+    for x, weight, bias, part in zip(xs, weights, biases, _slices(xs), strict=True):
         mean, rstd, var = statistics[:, part]
         g = grad[:, part]
         if not takes_triton(x):
@@ -454,12 +454,13 @@ def _backward(
             found = torch.ops.aten.native_batch_norm_backward(
                 g, x, weight, mean, var, mean, rstd, training, eps, [True, True, True]
             )
-            grad_x.copy_(found[0])
+            grad_xs.append(found[0].contiguous(memory_format=torch.channels_last))
             sums[0, part], sums[1, part] = found[2], found[1]
             continue
         launch, (chunks, each, columns) = _launch(x), _chunks(x)
         rows, channels = _row_count(x), x.shape[1]
-        masks = y[:, part] if with_residual else None
+        masks, grad_x = y[:, part] if with_residual else None, _allocate([x])
+        grad_xs.append(grad_x)
         parts = torch.empty((chunks, 2 * channels), dtype=torch.float32, device=x.device)
         own = torch.empty((2 * channels,), dtype=torch.float32, device=x.device)
         pitches = (row_pitch(g), row_pitch(x), row_pitch(y))

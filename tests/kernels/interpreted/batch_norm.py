@@ -1,0 +1,125 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import batch_norm, batch_norm_relu, batch_norm_relu_concat
+from kernels.batch_norm import batch_norm_relu_reference
+
+Close = Callable[..., None]
+Memory = Any
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+CHANNELS_LAST = torch.channels_last
+EPS = 1e-3
+
+
+def channels_last(memory: Memory, shape: tuple[int, ...], dtype: torch.dtype, sliced: bool = False) -> Tensor:
+    """Between stretches of NaN; sliced: some channels, from an odd place on, of a map that is NaN elsewhere."""
+    n, c, h, w = shape
+    own = torch.randn(shape) * 2 + 3
+    if not sliced:
+        return memory.input(own.to(dtype).contiguous(memory_format=CHANNELS_LAST))
+    wider = torch.full((n, h, w, c + 5), math.nan).permute(0, 3, 1, 2)
+    wider[:, 3 : 3 + c] = own
+    return memory.input(wider.to(dtype))[:, 3 : 3 + c]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("form", ["plain", "sliced", "residual", "no relu"])
+@pytest.mark.parametrize("shape", [(2, 1, 1, 1), (3, 24, 5, 7), (2, 70, 9, 3)], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_batch_norm(
+    memory: Memory, dtype: torch.dtype, shape: tuple[int, ...], form: str, training: bool, assert_close: Close
+) -> None:
+    maps = [channels_last(memory, shape, dtype, form == "sliced").requires_grad_()]
+    if form == "residual":
+        maps.append(channels_last(memory, shape, dtype).requires_grad_())
+    weight, bias, mean, var = (memory.input(torch.rand(shape[1]) + 0.5) for _ in range(4))
+    vectors = [weight.requires_grad_(), bias.requires_grad_()]
+    upstream = channels_last(memory, shape, dtype, form == "sliced").detach()
+
+    def run(operation: Any, kind: torch.dtype | None) -> list[Tensor]:
+        given = [t if kind is None else t.detach().to(kind).requires_grad_() for t in (*maps, *vectors)]
+        residual = {"residual": given[1], "scale": 0.17} if len(maps) == 2 else {}
+        running = [t.to(kind or t.dtype).clone() for t in (mean, var)]
+        y = operation(given[0], *given[-2:], *running, training, eps=EPS, relu=form != "no relu", **residual)
+        return [y.detach(), *torch.autograd.grad(y, given, upstream.to(y.dtype)), *running]
+
+    ours = run(batch_norm_relu, None)
+    # Without training nothing is summed up for statistics; the gradients' parts and sums are in both.
+    memory.check(outputs=4 + training + (form == "residual"))
+    plain, exact = run(batch_norm_relu_reference, torch.float32), run(batch_norm_relu_reference, torch.float64)
+    sides = (ours[0] > 0) == (exact[0] > 0)
+    rows = maps[0].numel() // shape[1]
+    for number, (a, b, c) in enumerate(zip(ours, plain, exact, strict=True)):
+        if number == 0 or sides.all() or form == "no relu":
+            # The interpreter truncates to half precision, and so do the gradients that are summed up.
+            size = max(1.0, c.abs().max().item()) * (rows**0.5 if a.dim() == 1 else 1)
+            assert_close(a, b.to(a.dtype), c, size)
+
+
+def test_concatenation_writes_slices(memory: Memory) -> None:
+    xs = [channels_last(memory, (3, channels, 5, 7), torch.float32).requires_grad_() for channels in (8, 33, 1)]
+    weights, biases = ([memory.input(torch.rand(x.shape[1])).requires_grad_() for x in xs] for _ in range(2))
+    y = batch_norm_relu_concat(xs, weights, biases, None, None, True, eps=EPS)
+    upstream = channels_last(memory, (3, 42, 5, 7), torch.float32).detach()
+    grads = torch.autograd.grad(y, [*xs, *weights, *biases], upstream)
+    # y; for each map the parts of its statistics, its gradient, the parts of its sums and these.
+    memory.check(outputs=1 + 3 * 4)
+    single = zip(xs, weights, biases, strict=True)
+    expected = torch.cat([batch_norm_relu_reference(*s, None, None, True, eps=EPS) for s in single], 1)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(
+        grads, torch.autograd.grad(expected, [*xs, *weights, *biases], upstream), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_out_is_a_slice_of_a_buffer() -> None:
+    x = (torch.randn(2, 16, 5, 3)).contiguous(memory_format=CHANNELS_LAST)
+    buffer = torch.full((2, 5, 3, 41), 7.0).permute(0, 3, 1, 2)
+    one, zero = torch.ones(16), torch.zeros(16)
+    batch_norm_relu(x, one, zero, zero, one, False, out=buffer[:, 9:25])
+    torch.testing.assert_close(buffer[:, 9:25], torch.relu(x / (1 + 1e-5) ** 0.5))
+    assert (buffer[:, :9] == 7).all()
+    assert (buffer[:, 25:] == 7).all()
+
+
+def test_programs_that_take_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each program joins the statistics of several tiles, and the last one's are not full."""
+    monkeypatch.setattr(batch_norm, "BATCH_NORM_PROGRAMS", 3)
+    x = (5 + torch.randn(2, 3, 31, 17)).contiguous(memory_format=CHANNELS_LAST).requires_grad_()
+    weight, bias = torch.rand(3, requires_grad=True), torch.rand(3, requires_grad=True)
+    results = []
+    upstream = torch.randn(x.shape)
+    for operation in (batch_norm_relu, batch_norm_relu_reference):
+        mean, var = torch.zeros(3), torch.ones(3)
+        y = operation(x, weight, bias, mean, var, True, relu=False)
+        results.append([y, *torch.autograd.grad(y, (x, weight, bias), upstream), mean, var])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_mean_far_from_zero() -> None:
+    """1,000 standard deviations away: the mean of squares less the square of the mean would have no digit left."""
+    x = (1000 + torch.randn(4, 5, 31, 31)).contiguous(memory_format=CHANNELS_LAST)
+    one, zero = torch.ones(5), torch.zeros(5)
+    mean, var = zero.clone(), one.clone()
+    y = batch_norm_relu(x, one, zero, mean, var, True, momentum=1.0, relu=False)
+    exact = x.double()
+    torch.testing.assert_close(var.double(), exact.var((0, 2, 3)), rtol=1e-5, atol=0)
+    scaled = (exact - exact.mean((0, 2, 3), keepdim=True)) * exact.var((0, 2, 3), False, keepdim=True).rsqrt()
+    torch.testing.assert_close(y.double(), scaled, rtol=0, atol=5e-4)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_nan_and_infinity(training: bool) -> None:
+    x = torch.randn(2, 4, 3, 3).contiguous(memory_format=CHANNELS_LAST)
+    x[0, 1, 0, 0], x[1, 2, 1, 1], x[0, 3, 2, 2] = math.nan, math.inf, -math.inf
+    one, zero = torch.ones(4), torch.zeros(4)
+    got, expected = (
+        f(x, one, zero, zero.clone(), one.clone(), training) for f in (batch_norm_relu, batch_norm_relu_reference)
+    )
+    torch.testing.assert_close(got, expected, equal_nan=True)
