@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from kernels.asymmetric import asymmetric_loss
     from kernels.batch_norm import batch_norm_relu, batch_norm_relu_concat
     from kernels.bce import sigmoid_bce
+    from kernels.conv1x1 import conv1x1_residual_relu
     from kernels.pixels import normalize
     from kernels.residual import residual_add_relu
 
@@ -16,6 +17,7 @@ __all__ = [
     "asymmetric_loss",
     "batch_norm_relu",
     "batch_norm_relu_concat",
+    "conv1x1_residual_relu",
     "normalize",
     "residual_add_relu",
     "sigmoid_bce",
@@ -25,6 +27,7 @@ _HOME = {
     "asymmetric_loss": "kernels.asymmetric",
     "batch_norm_relu": "kernels.batch_norm",
     "batch_norm_relu_concat": "kernels.batch_norm",
+    "conv1x1_residual_relu": "kernels.conv1x1",
     "normalize": "kernels.pixels",
     "residual_add_relu": "kernels.residual",
     "sigmoid_bce": "kernels.bce",

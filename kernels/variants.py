@@ -2,13 +2,17 @@
 
 from typing import Any
 
-from kernels import asymmetric, batch_norm, bce, pixels, residual
+from kernels import asymmetric, batch_norm, bce, conv1x1, pixels, residual
 from kernels.machine_code import Variant
 from kernels.tuning import (
     ASYMMETRIC_LOSS,
     BATCH_NORM,
     BATCH_NORM_COMBINE,
     BATCH_NORM_NARROW,
+    CONV1X1_DEEP,
+    CONV1X1_FLOAT32,
+    CONV1X1_MASK,
+    CONV1X1_SHALLOW,
     NORMALIZE,
     RESIDUAL_ADD_RELU,
     SIGMOID_BCE,
@@ -179,4 +183,48 @@ _BATCH_NORM = [
     ),
 ]
 
-VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _RESIDUAL + _LOSSES + _NORMALIZE + _BATCH_NORM}
+# The last block of the network has no ReLU. Pixels, channels and depth by block.
+_TAILS = {
+    "A": (32 * 37 * 37, 256, 96, "37×37", CONV1X1_SHALLOW),
+    "B": (32 * 18 * 18, 896, 256, "18×18", CONV1X1_DEEP),
+    "C": (32 * 8 * 8, 1792, 384, "8×8", CONV1X1_DEEP),
+}
+
+
+def _conv1x1(block: str, relu: bool, precision: str, dtypes: tuple[str, ...]) -> Variant:
+    pixels, channels, depth, size, launch = _TAILS[block]
+    single = dtypes == ("fp32",)
+    return Variant(
+        name=f"conv1x1_residual{'_relu' if relu else ''} {block}{f' {precision}' if single else ''}",
+        kernel=conv1x1._conv1x1_residual_fwd_kernel,
+        arguments={"x_ptr": "*T", "branch_ptr": "*T", "weight_ptr": "*T", "bias_ptr": "*fp32", "y_ptr": "*T"}
+        | {"x_pitch": "i32", "branch_pitch": "i32", "scale": "fp32"}
+        | {"pixels": "i32", "channels": "i32", "depth": "i32"},
+        constants={"RELU": relu, "PRECISION": precision, "WIDEN": False},
+        launch=CONV1X1_FLOAT32 if single else launch,
+        shape=f"32×{channels}×{size}, depth {depth}",
+        bytes=lambda item: item * (2 * pixels * channels + pixels * depth + channels * depth) + 4 * channels,
+        matrix=not single or precision == "tf32",
+        dtypes=dtypes,
+    )
+
+
+_CONV1X1 = [
+    *(_conv1x1(block, True, "ieee", ("fp16", "bf16")) for block in _TAILS),
+    _conv1x1("C", False, "ieee", ("fp16", "bf16")),
+    *(_conv1x1("B", True, precision, ("fp32",)) for precision in ("ieee", "tf32")),
+    Variant(
+        name="conv1x1_residual_relu backward",
+        kernel=conv1x1._conv1x1_residual_bwd_kernel,
+        arguments={"grad_ptr": "*T", "y_ptr": "*T", "out_ptr": "*T", "sums_ptr": "*fp32"}
+        | {"grad_pitch": "i32", "pixels": "i32", "channels": "i32"},
+        constants={},
+        launch=CONV1X1_MASK,
+        shape="32×256×37×37",
+        bytes=lambda item: 3 * item * _BLOCK_A,
+    ),
+]
+
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant for variant in _RESIDUAL + _LOSSES + _NORMALIZE + _BATCH_NORM + _CONV1X1
+}

@@ -1,0 +1,201 @@
+"""Each kernel, forward and backward, beside eager torch and torch.compile, at the network's own shapes.
+
+`extra_info` has the bytes that the formula of the kernel's file counts, bytes a second, their share of a plain copy's,
+and for ours how many times as long eager torch takes, the two taken in turn. The case "one element" is what a call
+costs before it does anything: our operations are torch.library operators, which Python dispatches.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+import kernels
+from bench.timing import clock, copy_bandwidth, median_ratio, rotating
+from kernels.asymmetric import asymmetric_loss_reference
+from kernels.batch_norm import batch_norm_relu_reference
+from kernels.conv1x1 import conv1x1_residual_relu_reference
+from kernels.pixels import normalize_reference
+from kernels.residual import residual_add_relu_reference
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+BATCH = 32 if DEVICE == "cuda" else 4
+ITEM = DTYPE.itemsize
+
+Operation = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operation at one shape.
+
+    Attributes:
+        make: its tensors, those that want a gradient marked so.
+        ours, eager: from these tensors to the output.
+        bytes: moved forward and backward by the formula.
+    """
+
+    make: Callable[[], list[Tensor]]
+    ours: Operation
+    eager: Operation
+    bytes: int
+
+
+def feature_map(channels: int, size: int, batch: int = BATCH) -> Tensor:
+    values = torch.randn(batch, channels, size, size, device=DEVICE, dtype=DTYPE)
+    return values.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def vector(channels: int) -> Tensor:
+    return torch.rand(channels, device=DEVICE).requires_grad_()
+
+
+def residual(channels: int, size: int, batch: int = BATCH) -> Case:
+    return Case(
+        lambda: [feature_map(channels, size, batch), feature_map(channels, size, batch)],
+        lambda x, branch: kernels.residual_add_relu(x, branch, 0.17),
+        lambda x, branch: residual_add_relu_reference(x, branch, 0.17),
+        7 * ITEM * batch * channels * size * size,
+    )
+
+
+def batch_norm(channels: int, size: int, batch: int = BATCH) -> Case:
+    def statistics() -> tuple[Tensor, Tensor]:
+        return torch.zeros(channels, device=DEVICE), torch.ones(channels, device=DEVICE)
+
+    mean, var = statistics()
+    return Case(
+        lambda: [feature_map(channels, size, batch), vector(channels), vector(channels)],
+        lambda x, weight, bias: kernels.batch_norm_relu(x, weight, bias, mean, var, True),
+        lambda x, weight, bias: batch_norm_relu_reference(x, weight, bias, mean, var, True),
+        8 * ITEM * batch * channels * size * size,
+    )
+
+
+def tail(channels: int, depth: int, size: int, batch: int = BATCH) -> Case:
+    pixels = batch * size * size
+    return Case(
+        lambda: [
+            feature_map(channels, size, batch),
+            feature_map(depth, size, batch),
+            torch.randn(channels, depth, 1, 1, device=DEVICE, dtype=DTYPE).requires_grad_(),
+            vector(channels),
+        ],
+        lambda x, branch, weight, bias: kernels.conv1x1_residual_relu(x, branch, weight, bias, 0.17),
+        lambda x, branch, weight, bias: conv1x1_residual_relu_reference(x, branch, weight, bias.to(x.dtype), 0.17),
+        ITEM * (7 * pixels * channels + 3 * pixels * depth + 3 * channels * depth),
+    )
+
+
+def loss(rows: int, labels: int, ours: Operation, eager: Operation) -> Case:
+    return Case(
+        lambda: [
+            torch.randn(rows, labels, device=DEVICE).requires_grad_(),
+            (torch.rand(rows, labels, device=DEVICE) < 0.1).float(),
+        ],
+        ours,
+        eager,
+        rows * labels * (3 * 4 + 2 * 4),
+    )
+
+
+def pixels(size: int, batch: int = BATCH) -> Case:
+    mean, std = [127.5] * 3, [128.0] * 3
+    return Case(
+        lambda: [torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=DEVICE)],
+        lambda x: kernels.normalize(x, mean, std, DTYPE),
+        lambda x: ((x.float() - 127.5) / 128).permute(0, 3, 1, 2).to(DTYPE),
+        (1 + ITEM) * batch * size * size * 3,
+    )
+
+
+BCE = (kernels.sigmoid_bce, binary_cross_entropy_with_logits)
+ASYMMETRIC = (kernels.asymmetric_loss, asymmetric_loss_reference)
+
+CASES: dict[str, Case] = {
+    "residual_add_relu block A 256x37x37": residual(256, 37),
+    "residual_add_relu block B 896x18x18": residual(896, 18),
+    "residual_add_relu block C 1792x8x8": residual(1792, 8),
+    "residual_add_relu one element": residual(1, 1, 1),
+    "batch_norm_relu stem 64x77x77": batch_norm(64, 77),
+    "batch_norm_relu block A 32x37x37": batch_norm(32, 37),
+    "batch_norm_relu block B 128x18x18": batch_norm(128, 18),
+    "batch_norm_relu block C 192x8x8": batch_norm(192, 8),
+    "batch_norm_relu two elements": batch_norm(1, 1, 2),
+    "conv1x1_residual_relu block A 256x37x37": tail(256, 96, 37),
+    "conv1x1_residual_relu block B 896x18x18": tail(896, 256, 18),
+    "conv1x1_residual_relu block C 1792x8x8": tail(1792, 384, 8),
+    "conv1x1_residual_relu one element": tail(1, 1, 1, 1),
+    "sigmoid_bce 8192x80": loss(8192, 80, *BCE),
+    "sigmoid_bce 32x20": loss(32, 20, *BCE),
+    "sigmoid_bce one element": loss(1, 1, *BCE),
+    "asymmetric_loss 8192x80": loss(8192, 80, *ASYMMETRIC),
+    "asymmetric_loss one element": loss(1, 1, *ASYMMETRIC),
+    "normalize 320x320": pixels(320),
+    "normalize one pixel": pixels(1, 1),
+}
+
+
+def step(operation: Operation) -> Callable[[list[Tensor]], Any]:
+    """Forward and, where an input wants a gradient, backward."""
+
+    def run(tensors: list[Tensor]) -> Any:
+        y = operation(*tensors)
+        wanted = [tensor for tensor in tensors if tensor.requires_grad]
+        return (y, *torch.autograd.grad(y, wanted, upstream(y))) if wanted else (y,)
+
+    return run
+
+
+_ones: dict[tuple[Any, ...], Tensor] = {}
+
+
+def upstream(y: Tensor) -> Tensor:
+    """A gradient that is there before the clock starts."""
+    key = (y.shape, y.dtype)
+    if key not in _ones:
+        _ones[key] = torch.ones_like(y)
+    return _ones[key]
+
+
+@pytest.mark.parametrize("provider", ["ours", "eager", "compiled"])
+@pytest.mark.parametrize("name", CASES)
+def test_kernel(benchmark: Any, name: str, provider: str) -> None:
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    case = CASES[name]
+    operation = {"ours": case.ours, "eager": case.eager}.get(provider) or torch.compile(case.eager, dynamic=False)
+    inputs = case.make()
+    torch.testing.assert_close(step(operation)(inputs), step(case.eager)(inputs), rtol=2e-2, atol=2e-2)
+
+    buffers = rotating(case.make, sum(t.nbytes for t in inputs), DEVICE)
+    run = step(operation)
+    for _ in range(3):
+        run(next(buffers))
+    benchmark.group = name
+    benchmark._timer = clock(DEVICE)
+    benchmark.pedantic(run, setup=lambda: ((next(buffers),), {}), rounds=30, iterations=1)
+    seconds = benchmark.stats.stats.median
+    benchmark.extra_info |= {
+        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu",
+        "dtype": str(DTYPE).removeprefix("torch."),
+        "bytes": case.bytes,
+        "bytes_per_s": case.bytes / seconds,
+        "share_of_copy": case.bytes / seconds / copy_bandwidth(DEVICE),
+    }
+    if provider == "ours":
+        eager = step(case.eager)
+        ratio = median_ratio(lambda: eager(next(buffers)), lambda: run(next(buffers)), DEVICE)
+        benchmark.extra_info["eager_over_ours"] = round(ratio, 3)
+
+
+def test_normalize_is_its_reference() -> None:
+    """The eager provider above, as users write it, against the reference of the tests."""
+    x = torch.randint(0, 256, (1, 4, 4, 3), dtype=torch.uint8)
+    exact = normalize_reference(x, [127.5] * 3, [128.0] * 3, torch.float32)
+    torch.testing.assert_close(kernels.normalize(x, [127.5] * 3, [128.0] * 3, torch.float32), exact)

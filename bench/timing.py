@@ -1,0 +1,74 @@
+"""Clocks and inputs for timings that mean something: the device is waited for, and its caches hold nothing ready."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+Call = Callable[[], object]
+
+
+@cache
+def _start() -> torch.cuda.Event:
+    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def cuda_clock() -> float:
+    """Seconds by the GPU's own clock, at the end of all that was launched so far."""
+    start, now = _start(), torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    now.record()
+    now.synchronize()
+    return float(start.elapsed_time(now)) / 1e3
+
+
+def clock(device: str) -> Callable[[], float]:
+    """The clock of a device."""
+    return cuda_clock if device == "cuda" else time.perf_counter
+
+
+def cache_bytes(device: str) -> int:
+    """Size of the largest cache of the device."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).L2_cache_size)
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    return max((int(p.read_text().strip().rstrip("K")) << 10 for p in sizes), default=32 << 20)
+
+
+def rotating(make: Callable[[], list[Tensor]], size: int, device: str) -> Iterator[list[Tensor]]:
+    """Inputs of `size` bytes in turn, so many that none is in a cache when it comes again; 2 GB at most."""
+    sets = max(2, min(2 * cache_bytes(device), 2 << 30) // max(1, size) + 1)
+    return cycle([make() for _ in range(min(sets, 64))])
+
+
+@cache
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second that a plain copy reads and writes on the device, the best of ten."""
+    source = torch.ones(1 << 27, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    now, seconds = clock(device), []
+    for _ in range(10):
+        began = now()
+        target.copy_(source)
+        seconds.append(now() - began)
+    return 2 * source.numel() / min(seconds)
+
+
+def median_ratio(first: Call, second: Call, device: str, pairs: int = 9) -> float:
+    """Median of how many times as long the first takes as the second, the two taken in turn."""
+    now, ratios = clock(device), []
+    for pair in range(pairs + 2):
+        began = now()
+        first()
+        between = now()
+        second()
+        ended = now()
+        if pair >= 2:  # the first two warm up
+            ratios.append((between - began) / (ended - between))
+    return statistics.median(ratios)
