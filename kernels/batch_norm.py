@@ -373,8 +373,7 @@ def _prepare(xs: Sequence[Tensor], running: Sequence[Tensor], training: bool, ep
     return torch.stack((mean, (var + eps).rsqrt(), var))
 
 
-@torch.library.custom_op("manylabel::batch_norm_relu", mutates_args=())
-def _forward(
+def _run(
     xs: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -396,22 +395,54 @@ def _forward(
     return y, statistics
 
 
-@torch.library.custom_op("manylabel::batch_norm_relu_into", mutates_args=("out",))
-def _forward_into(
-    out: Tensor,
+# One map has an operator of its own: the dispatcher takes a millisecond to go through lists.
+@torch.library.custom_op("manylabel::batch_norm_relu", mutates_args=())
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+    training: bool,
+    eps: float,
+    relu: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    running = [] if running_mean is None or running_var is None else [running_mean, running_var]
+    return _run([x], [weight], [bias], running, residual, training, eps, relu, scale)
+
+
+@torch.library.custom_op("manylabel::batch_norm_relu_concat", mutates_args=())
+def _forward_concat(
     xs: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     running: Sequence[Tensor],
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    return _run(xs, weights, biases, running, None, training, eps, True, 1.0)
+
+
+@torch.library.custom_op("manylabel::batch_norm_relu_into", mutates_args=("out",))
+def _forward_into(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     residual: Tensor | None,
     training: bool,
     eps: float,
     relu: bool,
     scale: float,
 ) -> Tensor:
-    statistics = _prepare(xs, running, training, eps)
+    running = [] if running_mean is None or running_var is None else [running_mean, running_var]
+    statistics = _prepare([x], running, training, eps)
     if out.numel():
-        _into(out, xs, weights, biases, residual, statistics, training, eps, relu, scale)
+        _into(out, [x], [weight], [bias], residual, statistics, training, eps, relu, scale)
     return statistics
 
 
@@ -421,8 +452,7 @@ def _allocate(xs: Sequence[Tensor]) -> Tensor:
     return torch.empty((n, h, w, channels), dtype=xs[0].dtype, device=xs[0].device).permute(0, 3, 1, 2)
 
 
-@torch.library.custom_op("manylabel::batch_norm_relu_backward", mutates_args=())
-def _backward(
+def _run_backward(
     grad: Tensor,
     xs: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -487,44 +517,28 @@ def _backward(
     return grad_xs, sums, grad_residual
 
 
-@_forward.register_fake
-def _(
-    xs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    running: Sequence[Tensor],
-    residual: Tensor | None,
+@torch.library.custom_op("manylabel::batch_norm_relu_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    y: Tensor,
+    statistics: Tensor,
     training: bool,
     eps: float,
     relu: bool,
+    with_residual: bool,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    return _allocate(xs), _fake_statistics(xs)
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads, sums, grad_residual = _run_backward(
+        grad, [x], [weight], [bias], y, statistics, training, eps, relu, with_residual, scale
+    )
+    return grads[0], sums, grad_residual
 
 
-def _fake_statistics(xs: Sequence[Tensor]) -> Tensor:
-    dtype = torch.promote_types(xs[0].dtype, torch.float32)
-    return xs[0].new_empty((3, sum(x.shape[1] for x in xs)), dtype=dtype)
-
-
-@_forward_into.register_fake
-def _(
-    out: Tensor,
-    xs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    running: Sequence[Tensor],
-    residual: Tensor | None,
-    training: bool,
-    eps: float,
-    relu: bool,
-    scale: float,
-) -> Tensor:
-    return _fake_statistics(xs)
-
-
-@_backward.register_fake
-def _(
+@torch.library.custom_op("manylabel::batch_norm_relu_concat_backward", mutates_args=())
+def _backward_concat(
     grad: Tensor,
     xs: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -533,34 +547,93 @@ def _(
     statistics: Tensor,
     training: bool,
     eps: float,
+) -> tuple[list[Tensor], Tensor]:
+    return _run_backward(grad, xs, weights, biases, y, statistics, training, eps, True, False, 1.0)[:2]
+
+
+def _fake_statistics(xs: Sequence[Tensor]) -> Tensor:
+    dtype = torch.promote_types(xs[0].dtype, torch.float32)
+    return xs[0].new_empty((3, sum(x.shape[1] for x in xs)), dtype=dtype)
+
+
+@_forward.register_fake
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _allocate([x]), _fake_statistics([x])
+
+
+@_forward_concat.register_fake
+def _(xs: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
+    return _allocate(xs), _fake_statistics(xs)
+
+
+@_forward_into.register_fake
+def _(out: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return _fake_statistics([x])
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    y: Tensor,
+    statistics: Tensor,
+    training: bool,
+    eps: float,
     relu: bool,
     with_residual: bool,
     scale: float,
-) -> tuple[list[Tensor], Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     grad_residual = _allocate([y]) if with_residual else y.new_empty(0)
-    return [_allocate([x]) for x in xs], torch.empty_like(statistics[:2]), grad_residual
+    return _allocate([x]), torch.empty_like(statistics[:2]), grad_residual
+
+
+@_backward_concat.register_fake
+def _(
+    grad: Tensor,
+    xs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    y: Tensor,
+    statistics: Tensor,
+    *_: Any,
+) -> tuple[list[Tensor], Tensor]:
+    return [_allocate([x]) for x in xs], torch.empty_like(statistics[:2])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    xs, weights, biases, running, residual, ctx.training, ctx.eps, ctx.relu, ctx.scale = inputs
-    ctx.maps, ctx.running, ctx.with_residual = len(xs), len(running), residual is not None
+    x, weight, bias, _, _, residual, *ctx.options = inputs
+    ctx.with_residual = residual is not None
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, weight, bias, *output)
+
+
+def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *options, scale = ctx.options
+    grad_x, sums, grad_residual = _backward(grad, *ctx.saved_tensors, *options, ctx.with_residual, scale)
+    residual = grad_residual if ctx.with_residual else None
+    return grad_x, sums[1], sums[0], None, None, residual, None, None, None, None
+
+
+def _setup_context_concat(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    xs, weights, biases, running, *ctx.options = inputs
+    ctx.maps, ctx.running = len(xs), len(running)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*xs, *weights, *biases, *output)
 
 
-def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _gradients_concat(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     *inputs, y, statistics = ctx.saved_tensors
     k = ctx.maps
     xs, weights, biases = inputs[:k], inputs[k : 2 * k], inputs[2 * k :]
-    grad_xs, sums, grad_residual = _backward(
-        *(grad, xs, weights, biases, y, statistics, ctx.training, ctx.eps, ctx.relu, ctx.with_residual, ctx.scale)
-    )
+    grad_xs, sums = _backward_concat(grad, xs, weights, biases, y, statistics, *ctx.options)
     grad_biases, grad_weights = ([row[part] for part in _slices(xs)] for row in sums)
-    residual = grad_residual if ctx.with_residual else None
-    return grad_xs, grad_weights, grad_biases, [None] * ctx.running, residual, None, None, None, None
+    return grad_xs, grad_weights, grad_biases, [None] * ctx.running, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)
+_forward_concat.register_autograd(_gradients_concat, setup_context=_setup_context_concat)
 
 
 def _check_map(name: str, x: Tensor, like: Tensor) -> None:
@@ -669,7 +742,7 @@ def batch_norm_relu(
     elif scale != 1:
         raise ValueError(f"scale is {scale}; without a residual it takes 1")
     y: Tensor
-    arguments = ([x], [weight], [bias], [*means, *variances], residual, training, eps, relu, scale)
+    arguments = (x, weight, bias, running_mean, running_var, residual, training, eps, relu, scale)
     if out is None:
         y, statistics = _forward(*arguments)
     else:
@@ -714,9 +787,7 @@ def batch_norm_relu_concat(
     means, variances = list(running_means or []), list(running_vars or [])
     _check(xs, weights, biases, means, variances, training, momentum, eps)
     y: Tensor
-    y, statistics = _forward(
-        list(xs), list(weights), list(biases), [*means, *variances], None, training, eps, True, 1.0
-    )
+    y, statistics = _forward_concat(list(xs), list(weights), list(biases), [*means, *variances], training, eps)
     if training and means and y.numel():
         _keep(means, variances, statistics, momentum)
     return y

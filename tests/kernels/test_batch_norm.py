@@ -213,23 +213,20 @@ def test_gradcheck(training: bool, res: bool) -> None:
 def test_opcheck(training: bool) -> None:
     a, b = Case((2, 6, 3, 5), torch.float32, res=True), Case((2, 4, 3, 5), torch.float32)
     ops = torch.ops.manylabel
-    single = ([a.x], [a.weight], [a.bias], list(a.running), a.residual, training, EPS, True, 0.2)
+    single = (a.x, a.weight, a.bias, *a.running, a.residual, training, EPS, True, 0.2)
     torch.library.opcheck(ops.batch_norm_relu, single)
     running = [a.running[0], b.running[0], a.running[1], b.running[1]]
-    both = ([a.x, b.x], [a.weight, b.weight], [a.bias, b.bias], running, None, training, EPS, True, 1.0)
-    torch.library.opcheck(ops.batch_norm_relu, both)
+    lists = ([a.x, b.x], [a.weight, b.weight], [a.bias, b.bias])
+    torch.library.opcheck(ops.batch_norm_relu_concat, (*lists, running, training, EPS))
     with torch.no_grad():
         plain = [t.detach() for t in (a.x, a.weight, a.bias)]
         out = torch.empty_like(plain[0])
-        torch.library.opcheck(
-            ops.batch_norm_relu_into,
-            (out, *([t] for t in plain), list(a.running), None, training, EPS, True, 1.0),
-        )
+        torch.library.opcheck(ops.batch_norm_relu_into, (out, *plain, *a.running, None, training, EPS, True, 1.0))
         y, statistics = ops.batch_norm_relu(*single)
-        torch.library.opcheck(
-            ops.batch_norm_relu_backward,
-            (y, *([t] for t in plain), y, statistics, training, EPS, True, True, 0.2),
-        )
+        torch.library.opcheck(ops.batch_norm_relu_backward, (y, *plain, y, statistics, training, EPS, True, True, 0.2))
+        y, statistics = ops.batch_norm_relu_concat(*lists, running, training, EPS)
+        detached = [[t.detach() for t in group] for group in lists]
+        torch.library.opcheck(ops.batch_norm_relu_concat_backward, (y, *detached, y, statistics, training, EPS))
 
 
 class Branches(torch.nn.Module):
