@@ -14,7 +14,7 @@ def test_triton_kernels_in_the_interpreter() -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment["TRITON_INTERPRET"] = "1"
     done = subprocess.run(
-        [*command, "-o", "python_files=*.py", "-p", "no:cacheprovider"],
+        [*command, "-o", f"python_files={FOLDER}/*.py", "-p", "no:cacheprovider"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
