@@ -112,3 +112,17 @@ def test_wrong_command(arguments: tuple[str, ...], message: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith(message)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_sizes_of_one(name: str) -> None:
+    """Triton makes a constant of an integer that is 1, as for one label, one channel, one row: other code."""
+    variant = VARIANTS[name]
+    sizes = {n: 1 for n, kind in variant.arguments.items() if kind in ("i32", "i64")}
+    signature = {
+        n: "constexpr" if n in sizes else variant.arguments.get(n, "constexpr").replace("T", "bf16")
+        for n in variant.kernel.arg_names
+    }
+    constants = {**variant.constants, **variant.launch.blocks, **sizes}
+    compiled = triton.compile(ASTSource(variant.kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
+    assert compiled.asm["cubin"]
