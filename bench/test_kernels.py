@@ -92,16 +92,21 @@ def tail(channels: int, depth: int, size: int, batch: int = BATCH) -> Case:
     )
 
 
-def loss(rows: int, labels: int, ours: Operation, eager: Operation) -> Case:
+def loss(rows: int, labels: int, ours: Operation, eager: Operation, kind: torch.dtype = torch.float32) -> Case:
     return Case(
         lambda: [
             torch.randn(rows, labels, device=DEVICE).requires_grad_(),
-            (torch.rand(rows, labels, device=DEVICE) < 0.1).float(),
+            (torch.rand(rows, labels, device=DEVICE) < 0.1).to(kind),
         ],
         ours,
         eager,
-        rows * labels * (3 * 4 + 2 * 4),
+        rows * labels * (4 * 4 + kind.itemsize),
     )
+
+
+def eager_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """As a training loop has it: the targets become numbers first."""
+    return binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
 
 
 def pixels(size: int, batch: int = BATCH) -> Case:
@@ -114,7 +119,7 @@ def pixels(size: int, batch: int = BATCH) -> Case:
     )
 
 
-BCE = (kernels.sigmoid_bce, binary_cross_entropy_with_logits)
+BCE = (kernels.sigmoid_bce, eager_bce)
 ASYMMETRIC = (kernels.asymmetric_loss, asymmetric_loss_reference)
 
 CASES: dict[str, Case] = {
@@ -132,6 +137,7 @@ CASES: dict[str, Case] = {
     "conv1x1_residual_relu block C 1792x8x8": tail(1792, 384, 8),
     "conv1x1_residual_relu one element": tail(1, 1, 1, 1),
     "sigmoid_bce 8192x80": loss(8192, 80, *BCE),
+    "sigmoid_bce 8192x80, bool targets": loss(8192, 80, *BCE, torch.bool),
     "sigmoid_bce 32x20": loss(32, 20, *BCE),
     "sigmoid_bce one element": loss(1, 1, *BCE),
     "asymmetric_loss 8192x80": loss(8192, 80, *ASYMMETRIC),

@@ -10,7 +10,7 @@ from pipelines.sampling import Sampling
 Preset = Literal["demo", "paper", "fast"]
 Device = Literal["auto", "cpu", "cuda"]
 Compile = Literal["auto", "on", "off"]
-Schedule = Literal["constant", "one-cycle"]
+Schedule = Literal["constant", "one-cycle", "cosine"]
 
 SMALLEST_IMAGE = 75  # the network's last reduction has no pixel left below
 
@@ -36,6 +36,9 @@ class Config:
     lr: float = 0.001
     schedule: Schedule = "constant"
     patience: int | None = 3
+    accumulate: int = 1
+    clip_grad_norm: float | None = None
+    ema_decay: float | None = None
     sampling: Sampling = "oversample"
     oversample_target: int | None = None
     class_weights: bool = False
@@ -47,7 +50,7 @@ class Config:
     checkpoint_steps: int = 500
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr", "width", "checkpoint_steps"):
+        for name in ("epochs", "batch_size", "lr", "width", "checkpoint_steps", "accumulate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
         if self.batch_size < 2:
@@ -58,6 +61,10 @@ class Config:
             raise InputError(f"--val-fraction {self.val_fraction}: must lie between 0 and 1")
         if self.oversample_target is not None and self.oversample_target < 1:
             raise InputError(f"--oversample-target {self.oversample_target}: must be above 0")
+        if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
+            raise InputError(f"--clip-grad-norm {self.clip_grad_norm}: must be above 0")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise InputError(f"--ema-decay {self.ema_decay}: must lie between 0 and 1")
         if self.patience is not None and self.patience < 1:
             raise InputError(f"--patience {self.patience}: must be above 0")
         if self.seed < 0:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from engine import command
-from engine.config import Compile, Config, Device, Preset, resolve
+from engine.config import Compile, Config, Device, Preset, Schedule, resolve
 from pipelines.dataset import Layout
 from pipelines.errors import InputError
 from pipelines.sampling import Sampling
@@ -47,6 +47,14 @@ class Arguments:
     """Factor on the network's channels."""
     lr: float | None = None
     """Learning rate; of a schedule, its peak."""
+    schedule: Schedule | None = None
+    """Course of the learning rate; one-cycle: rises over the first fifth, then falls as a cosine to 0."""
+    accumulate: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Batches whose gradients are averaged for one step of the optimizer; batch norm sees one batch at a time."""
+    clip_grad_norm: float | None = None
+    """Largest norm of the gradient; a longer one is shortened to it."""
+    ema_decay: float | None = None
+    """Validate and keep an exponential moving average of the weights, with this decay a step, as 0.999."""
     patience: int | None = None
     """Epochs without a lower validation loss after which training stops."""
     seed: int | None = None

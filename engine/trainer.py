@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import kernels
+from engine.average import WeightAverage
 from engine.config import Config
 from engine.device import Placement
 from engine.evaluate import Stopped, figures, mean_loss, predict
@@ -87,6 +89,7 @@ class Trainer:
             for part in self.model.compilable():
                 part.compile(dynamic=False)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, fused=True)
+        self.average = None if config.ema_decay is None else WeightAverage(self.model, config.ema_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=placement.scaled)
         self.targets = torch.from_numpy(dataset.targets).to(device)
         self.pos_weight = None if weight is None else weight.to(device)
@@ -124,40 +127,66 @@ class Trainer:
         return self.config.patience is not None and self.progress.stale >= self.config.patience
 
     def _train_epoch(self, batches: Any, advance: Advance, began: float) -> None:
-        at = self.progress
+        at, config = self.progress, self.config
         self.model.train()
         while at.step < self.steps:
             if self.stopped():
                 at.seconds += time.perf_counter() - began
                 raise Stopped
+            before = at.step
+            # What an interruption must not split: the batches of one step of the optimizer.
+            together = min(config.accumulate, self.steps - at.step)
+            rate = self._learning_rate()
+            for _ in range(together):
+                asked = time.perf_counter()
+                batch = next(batches)
+                received = time.perf_counter()
+                self.add_gradient(batch, together)
+                at.step += 1
+                at.waited += received - asked
+                at.stepping += time.perf_counter() - asked
             asked = time.perf_counter()
-            batch = next(batches)
-            received = time.perf_counter()
-            self.train_step(batch)
-            at.step += 1
-            at.waited += received - asked
+            self.update(rate)
             at.stepping += time.perf_counter() - asked
-            if at.step % SHOW_EVERY == 0:
+            if at.step // SHOW_EVERY > before // SHOW_EVERY:
                 advance(at.step, self.steps, self._figures())
-            if at.step % self.config.checkpoint_steps == 0 and at.step < self.steps:
+            if at.step // config.checkpoint_steps > before // config.checkpoint_steps and at.step < self.steps:
                 self.save()
 
-    def train_step(self, batch: Batch) -> Tensor:
-        """One optimizer step; returns the loss, still on the device."""
+    def _learning_rate(self) -> float:
         at, config = self.progress, self.config
-        rate = learning_rate(config.schedule, config.lr, at.epoch * self.steps + at.step, config.epochs * self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        step, steps = at.epoch * self.steps + at.step, config.epochs * self.steps
+        return learning_rate(config.schedule, config.lr, step, steps)
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """One optimizer step on one batch; returns the loss, still on the device."""
+        rate = self._learning_rate()
+        loss = self.add_gradient(batch)
+        self.update(rate)
+        return loss
+
+    def add_gradient(self, batch: Batch, together: int = 1) -> Tensor:
+        """Adds a batch's gradient, divided by the number of batches that make one step; the loss, on the device."""
         targets = self.targets[batch.rows.to(self.targets.device)]
         with self.placement.autocast():
             logits = self.model(batch.images)
         loss = kernels.sigmoid_bce(logits, targets, self.pos_weight)
-        torch.autograd.backward(self.scaler.scale(loss))
+        torch.autograd.backward(self.scaler.scale(loss / together if together > 1 else loss))
+        self.loss_sum += loss.detach()
+        return loss.detach()
+
+    def update(self, rate: float) -> None:
+        """One step of the optimizer with the gradient that has come together."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.config.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm, foreach=True)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.loss_sum += loss.detach()
-        return loss.detach()
+        if self.average is not None:
+            self.average.update()
 
     def _figures(self) -> str:
         at = self.progress
@@ -168,7 +197,8 @@ class Trainer:
         at = self.progress
         train_loss = float(self.loss_sum) / self.steps
         try:
-            logits, rows = self._predict("val")
+            with self._evaluated():
+                logits, rows = self._predict("val")
         except Stopped:
             at.seconds += time.perf_counter() - began
             raise
@@ -194,13 +224,18 @@ class Trainer:
             if name != "epoch":
                 writer.add_scalar(name, value, at.epoch)
         if improved:
-            self.save(best=True)
+            with self._evaluated():
+                self.save(best=True)
         self.save()
         say(
             f"epoch {at.epoch}/{self.config.epochs}  train loss {train_loss:.4f}  val loss {line['val_loss']:.4f}  "
             f"micro-F1 {line['micro_f1']:.4f}  macro-F1 {line['macro_f1']:.4f}  mAP {line['map']:.4f}  "
             f"{line['images_per_s']:.0f} images/s  waiting {line['data_wait_fraction']:.0%}  {at.seconds:.0f} s"
         )
+
+    def _evaluated(self) -> AbstractContextManager[None]:
+        """The weights that validation sees and best.pt keeps are in the network while the context lasts."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def _predict(self, split: str) -> tuple[Tensor, Any]:
         spec = self.placement.spec(self.config.image_size)
@@ -235,6 +270,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state(),
             "progress": asdict(self.progress),
             "loss_sum": self.loss_sum,
             "rng": torch.get_rng_state(),
@@ -258,6 +294,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.restore(state["average"])
         self.progress = Progress(**state["progress"])
         self.loss_sum = state["loss_sum"]
         torch.set_rng_state(state["rng"].cpu())

@@ -61,13 +61,16 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
     wanted = column < channels
     first = chunk.to(tl.int64) * rows_each
     last = tl.minimum(first + rows_each, rows)
+    # Seen from the first row the values are small, and so is what the sum over a tile loses.
+    origin = tl.load(x_ptr + first * pitch + column, mask=wanted, other=0.0).to(tl.float32)
     count = 0.0
     mean = tl.zeros([BLOCK_CHANNELS], tl.float32)
     m2 = tl.zeros([BLOCK_CHANNELS], tl.float32)
     for start in range(first, last, BLOCK_ROWS):
-        row = start + tl.arange(0, BLOCK_ROWS)
+        row = start + tl.arange(0, BLOCK_ROWS).to(tl.int64)
         inside = (row < last)[:, None] & wanted[None, :]
         x = tl.load(x_ptr + row[:, None] * pitch + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        x = tl.where(inside, x - origin[None, :], 0.0)
         n = tl.minimum(last - start, BLOCK_ROWS).to(tl.float32)
         tile_mean = tl.sum(x, 0) / n
         deviation = tl.where(inside, x - tile_mean[None, :], 0.0)
@@ -77,7 +80,7 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
         m2 += tl.sum(deviation * deviation, 0) + apart * apart * (count * n / together)
         count = together
     at = chunk * channels + column
-    tl.store(mean_ptr + at, mean, mask=wanted)
+    tl.store(mean_ptr + at, origin + mean, mask=wanted)
     tl.store(m2_ptr + at, m2, mask=wanted)
 
 
@@ -105,10 +108,13 @@ def _combine_statistics_kernel(  # type: ignore[no-untyped-def]
     m2s = tl.load(part_m2_ptr + at, mask=inside, other=0.0)
     first = chunk.to(tl.int64) * rows_each
     n = tl.maximum(tl.minimum(first + rows_each, rows) - first, 0).to(tl.float32)[:, None]
-    mean = tl.sum(means * (n / rows), 0)
-    apart = means - mean[None, :]
-    m2 = tl.sum(m2s + tl.where(inside, apart * apart * n, 0.0), 0)
-    tl.store(mean_ptr + column, mean, mask=wanted)
+    # Seen from the first program's mean the others' are small, so that their weighted sum loses no digit.
+    origin = tl.load(part_mean_ptr + column, mask=wanted, other=0.0)
+    apart = tl.where(inside, means - origin[None, :], 0.0)
+    shift = tl.sum(apart * (n / rows), 0)
+    apart -= shift[None, :]
+    m2 = tl.sum(m2s + apart * apart * n, 0)
+    tl.store(mean_ptr + column, origin + shift, mask=wanted)
     tl.store(rstd_ptr + column, 1.0 / tl.sqrt_rn(m2 / rows + eps), mask=wanted)
     tl.store(var_ptr + column, m2 / (rows - 1), mask=wanted)
 
@@ -140,7 +146,7 @@ def _normalize_kernel(  # type: ignore[no-untyped-def]
     mean = tl.load(mean_ptr + column, mask=wanted)
     bias = tl.load(bias_ptr + column, mask=wanted)
     x = tl.load(x_ptr + row[:, None] * x_pitch + column[None, :], mask=inside).to(tl.float32)
-    y = (x - mean[None, :]) * slope[None, :] + bias[None, :]
+    y = tl.fma(x - mean[None, :], slope[None, :], bias[None, :])
     if residual_ptr is not None:
         y = y * scale
         y += tl.load(residual_ptr + row[:, None] * residual_pitch + column[None, :], mask=inside).to(tl.float32)
@@ -158,8 +164,9 @@ def _masked_gradient(  # type: ignore[no-untyped-def]
         if y_ptr is not None:
             y = tl.load(y_ptr + at_y, mask=inside, other=0.0).to(tl.float32)
         else:
-            # Rounded as the forward pass stored it: what fell to 0 there has no gradient.
-            y = (centred * slope + bias).to(grad_ptr.dtype.element_ty).to(tl.float32)
+            # The forward pass's arithmetic to the bit, which an fma leaves no compiler to choose, and its rounding:
+            # what fell to 0 there has no gradient.
+            y = tl.fma(centred, slope, bias).to(grad_ptr.dtype.element_ty).to(tl.float32)
         grad = tl.where(y <= 0, 0.0, grad)
     return grad
 
@@ -196,7 +203,7 @@ def _sums_kernel(  # type: ignore[no-untyped-def]
     total = tl.zeros([BLOCK_CHANNELS], tl.float32)
     product = tl.zeros([BLOCK_CHANNELS], tl.float32)
     for start in range(first, last, BLOCK_ROWS):
-        row = (start + tl.arange(0, BLOCK_ROWS))[:, None]
+        row = (start + tl.arange(0, BLOCK_ROWS).to(tl.int64))[:, None]
         inside = (row < last) & wanted[None, :]
         x = tl.load(x_ptr + row * x_pitch + column[None, :], mask=inside, other=0.0).to(tl.float32)
         centred = x - mean
@@ -352,6 +359,7 @@ def _plain(
     relu: bool,
     scale: float,
 ) -> Tensor:
+    x = x.contiguous(memory_format=torch.channels_last)  # torch's kernel is many times slower on a slice
     if training:
         # With a momentum of 1 the running statistics are the batch's, unbiased variance included.
         y, batch_mean, batch_rstd = torch.native_batch_norm(x, weight, bias, mean, var, True, 1.0, eps)
@@ -477,6 +485,7 @@ def _run_backward(
         mean, rstd, var = statistics[:, part]
         g = grad[:, part]
         if not takes_triton(x):
+            x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
             g = torch.ops.aten.threshold_backward(g, y[:, part], 0) if relu else g
             if with_residual:
                 grad_residual.copy_(g)

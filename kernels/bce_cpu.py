@@ -141,7 +141,8 @@ def loss_and_gradient(
         own = slice(first, last)
         return float(_rows(x[own], y[own], weight, mask[own], np.float32(smoothing), loss[own], grad[own]))
 
-    return sum(_pool(threads).map(part, edges[:-1], edges[1:]))
+    others = _pool(threads).map(part, edges[1:-1], edges[2:])
+    return part(edges[0], edges[1]) + sum(others)
 
 
 @cache

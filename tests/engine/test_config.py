@@ -48,6 +48,9 @@ def test_presets_resolve_and_survive_json(preset: str) -> None:
         ({"patience": 0}, "--patience 0"),
         ({"seed": -1}, "--seed -1"),
         ({"width": 0.0}, "--width 0.0"),
+        ({"accumulate": 0}, "--accumulate 0: must be above 0"),
+        ({"clip_grad_norm": -1.0}, "--clip-grad-norm -1.0: must be above 0"),
+        ({"ema_decay": 1.0}, "--ema-decay 1.0: must lie between 0 and 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -64,3 +67,7 @@ def test_learning_rates() -> None:
     assert all(a < b for a, b in pairwise(rates[:20]))
     assert all(a > b for a, b in pairwise(rates[20:]))
     assert 0 < rates[-1] < 0.001
+    cosine = [learning_rate("cosine", 0.1, step, 100) for step in range(100)]
+    assert cosine[0] == 0.1
+    assert cosine[50] == pytest.approx(0.05)
+    assert all(a > b > 0 for a, b in pairwise(cosine))

@@ -71,20 +71,77 @@ def test_resuming_ends_bit_identical(dataset: Dataset, tmp_path: Path, stop_at: 
     assert report == report_2
 
 
+STEADY = {"accumulate": 3, "clip_grad_norm": 0.5, "ema_decay": 0.7, "schedule": "cosine"}
+
+
+def test_resuming_with_average_and_accumulation(dataset: Dataset, tmp_path: Path) -> None:
+    """The batches of one step of the optimizer are not split, and the average goes on where it was."""
+    trainer_of(dataset, tmp_path / "whole", **STEADY).fit()
+    stopped = trainer_of(dataset, tmp_path / "parts", 2, **STEADY)
+    with pytest.raises(Stopped):
+        stopped.fit()
+    assert stopped.progress.step in (3, 6)
+    again = trainer_of(dataset, tmp_path / "parts", **STEADY)
+    again.restore()
+    again.fit()
+    (weights, lines, report), (weights_2, lines_2, report_2) = outcome(tmp_path / "whole"), outcome(tmp_path / "parts")
+    assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
+    assert (lines, report) == (lines_2, report_2)
+    assert [line["epoch"] for line in lines] == [1, 2]
+
+
+def test_gradients_of_batches_add_up_to_their_mean(dataset: Dataset, tmp_path: Path) -> None:
+    trainer = trainer_of(dataset, tmp_path, dropout=0.0)
+    trainer.model.train()
+    batches = training_stream(dataset.root, dataset.files, trainer.plan, trainer.placement.spec(75)).batches()
+    pair = [next(batches), next(batches)]
+    singles = []
+    for batch in pair:
+        trainer.add_gradient(batch)
+        singles.append([p.grad.clone() for p in trainer.model.parameters() if p.grad is not None])
+        trainer.optimizer.zero_grad(set_to_none=True)
+    for batch in pair:
+        trainer.add_gradient(batch, together=2)
+    for p, a, b in zip(trainer.model.parameters(), *singles, strict=True):
+        torch.testing.assert_close(p.grad, (a + b) / 2)
+
+
+def test_long_gradients_are_shortened(dataset: Dataset, tmp_path: Path) -> None:
+    trainer = trainer_of(dataset, tmp_path, clip_grad_norm=1e-3)
+    batches = training_stream(dataset.root, dataset.files, trainer.plan, trainer.placement.spec(75)).batches()
+    trainer.add_gradient(next(batches))
+    seen = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters()]).item())
+    )
+    trainer.update(0.001)
+    assert seen == [pytest.approx(1e-3, rel=1e-3)]
+
+
+def test_the_average_is_what_is_validated_and_kept(dataset: Dataset, tmp_path: Path) -> None:
+    trainer = trainer_of(dataset, tmp_path, ema_decay=0.9, epochs=1)
+    trainer.fit()
+    kept = load_checkpoint(Run(tmp_path).best)["model"]
+    last = load_checkpoint(Run(tmp_path).last)
+    followed = [name for name, t in last["model"].items() if t.is_floating_point()]
+    assert all(torch.equal(kept[name], t) for name, t in zip(followed, last["average"]["average"], strict=True))
+    assert not torch.equal(kept["logits.weight"], last["model"]["logits.weight"])
+
+
 def test_a_checkpoint_inside_an_epoch_is_written_and_resumed(dataset: Dataset, tmp_path: Path) -> None:
     """As after a power cut: what is on the disk is the periodic checkpoint, not one made on leaving."""
     trainer_of(dataset, tmp_path / "whole").fit()
     cut = trainer_of(dataset, tmp_path / "cut", checkpoint_steps=3)
     steps = []
-    original = cut.train_step
+    original = cut.update
 
-    def step(batch):  # type: ignore[no-untyped-def]
+    def step(rate: float) -> None:
         steps.append(1)
         if len(steps) == 5:
             raise MemoryError
-        return original(batch)
+        original(rate)
 
-    cut.train_step = step  # type: ignore[method-assign]
+    cut.update = step  # type: ignore[method-assign]
     with pytest.raises(MemoryError):
         cut.fit()
     again = trainer_of(dataset, tmp_path / "cut")
