@@ -88,7 +88,7 @@ def main() -> int:
     names = [name for name in VARIANTS if given.only in name]
     if unknown or not given.arch or not names:
         option, takes = ("--arch", ARCHITECTURES) if names else ("--only", tuple(VARIANTS))
-        print(f"error: {option} takes {', '.join(map(str, takes))}", file=sys.stderr)
+        print(f"error: {option} takes {'; '.join(map(str, takes))}", file=sys.stderr)
         return 2
     results = examine_all(names, given.arch)
     Console(width=None if sys.stdout.isatty() else 160).print(show(results))

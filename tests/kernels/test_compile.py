@@ -104,8 +104,8 @@ def test_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--arch", "70"), "error: --arch takes 80, 90, 100, 120\n"),
-        (("--only", "x"), "error: --only takes residual_add"),
+        (("--arch", "70"), "error: --arch takes 80; 90; 100; 120\n"),
+        (("--only", "?"), "error: --only takes residual_add"),
     ],
 )
 def test_wrong_command(arguments: tuple[str, ...], message: str) -> None:
