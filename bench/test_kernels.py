@@ -19,7 +19,6 @@ from bench.timing import clock, copy_bandwidth, median_ratio, rotating
 from kernels.asymmetric import asymmetric_loss_reference
 from kernels.batch_norm import batch_norm_relu_reference
 from kernels.conv1x1 import conv1x1_residual_relu_reference
-from kernels.pixels import normalize_reference
 from kernels.residual import residual_add_relu_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -198,10 +197,3 @@ def test_kernel(benchmark: Any, name: str, provider: str) -> None:
         eager = step(case.eager)
         ratio = median_ratio(lambda: eager(next(buffers)), lambda: run(next(buffers)), DEVICE)
         benchmark.extra_info["eager_over_ours"] = round(ratio, 3)
-
-
-def test_normalize_is_its_reference() -> None:
-    """The eager provider above, as users write it, against the reference of the tests."""
-    x = torch.randint(0, 256, (1, 4, 4, 3), dtype=torch.uint8)
-    exact = normalize_reference(x, [127.5] * 3, [128.0] * 3, torch.float32)
-    torch.testing.assert_close(kernels.normalize(x, [127.5] * 3, [128.0] * 3, torch.float32), exact)

@@ -42,7 +42,7 @@ def cache_bytes(device: str) -> int:
 
 
 def rotating(make: Callable[[], list[Tensor]], size: int, device: str) -> Iterator[list[Tensor]]:
-    """Inputs of `size` bytes in turn, so many that none is in a cache when it comes again; 2 GB at most."""
+    """Inputs of `size` bytes in turn, enough to fill the cache twice, but 64 sets and 2 GB at most."""
     sets = max(2, min(2 * cache_bytes(device), 2 << 30) // max(1, size) + 1)
     return cycle([make() for _ in range(min(sets, 64))])
 

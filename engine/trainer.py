@@ -158,13 +158,6 @@ class Trainer:
         step, steps = at.epoch * self.steps + at.step, config.epochs * self.steps
         return learning_rate(config.schedule, config.lr, step, steps)
 
-    def train_step(self, batch: Batch) -> Tensor:
-        """One optimizer step on one batch; returns the loss, still on the device."""
-        rate = self._learning_rate()
-        loss = self.add_gradient(batch)
-        self.update(rate)
-        return loss
-
     def add_gradient(self, batch: Batch, together: int = 1) -> Tensor:
         """Adds a batch's gradient, divided by the number of batches that make one step; the loss, on the device."""
         targets = self.targets[batch.rows.to(self.targets.device)]

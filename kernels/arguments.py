@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-HALVES = (torch.float16, torch.bfloat16)
 
 
 def same_layout(a: Tensor, b: Tensor) -> bool:
@@ -84,14 +83,19 @@ def check_like(name: str, x: Tensor, other: str, like: Tensor) -> None:
         raise ValueError(f"{name} has strides {x.stride()}; it takes those of {other}, {like.stride()}")
 
 
-def check_constant(name: str, x: Tensor, shape: tuple[int, ...], other: str, like: Tensor) -> None:
-    """Of this shape, contiguous, on the device of another argument, without a gradient."""
+def check_operand(name: str, x: Tensor, shape: tuple[int, ...], other: str, like: Tensor) -> None:
+    """Of this shape, contiguous, on the device of another argument."""
     if tuple(x.shape) != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(x.shape)}; for these {other} it takes {tuple(shape)}")
     if x.device != like.device:
         raise ValueError(f"{name} is on {x.device}; it takes the device of {other}, {like.device}")
     if not x.is_contiguous():
         raise ValueError(f"{name} has strides {x.stride()}; it takes contiguous memory")
+
+
+def check_constant(name: str, x: Tensor, shape: tuple[int, ...], other: str, like: Tensor) -> None:
+    """As check_operand, without a gradient."""
+    check_operand(name, x, shape, other, like)
     if x.requires_grad:
         raise ValueError(f"{name} requires a gradient, which is not computed; it takes a detached tensor")
 

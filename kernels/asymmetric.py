@@ -13,6 +13,8 @@ Logarithms and powers are taken of what is at hand without cancellation: log p a
 sample mask, reductions and bytes moved are as in kernels.bce, without the weight of positives.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -28,9 +30,9 @@ from kernels.bce import (
     gradients,
     inner_reduction,
     log1p,
-    loss_and_gradient,
     masked_mean,
     reduce_reference,
+    room_for_results,
     setup_context,
 )
 from kernels.launch import takes_triton
@@ -129,7 +131,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     if not takes_triton(logits):
         return _forward_cpu(logits, targets, sample_mask, gamma_pos, gamma_neg, margin, reduction, with_grad)
-    loss, grad = loss_and_gradient(logits, ASYMMETRIC_LOSS, reduction, with_grad)
+    loss, grad = room_for_results(logits, ASYMMETRIC_LOSS, reduction, with_grad)
     with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
         _asymmetric_loss_fwd_kernel[(triton.cdiv(logits.numel(), ASYMMETRIC_LOSS.blocks["BLOCK"]),)](
             logits,
@@ -185,17 +187,8 @@ def _forward_cpu(
 
 
 @_forward.register_fake
-def _(
-    logits: Tensor,
-    targets: Tensor,
-    sample_mask: Tensor | None,
-    gamma_pos: float,
-    gamma_neg: float,
-    margin: float,
-    reduction: str,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    return fake_loss(logits, reduction, with_grad)
+def _(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return fake_loss(logits, *rest[-2:])
 
 
 _forward.register_autograd(gradients, setup_context=setup_context)

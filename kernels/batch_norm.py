@@ -29,7 +29,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.arguments import check_channels_last, check_floats, check_number, is_channels_last, row_pitch
+from kernels.arguments import (
+    check_channels_last,
+    check_floats,
+    check_number,
+    check_operand,
+    is_channels_last,
+    row_pitch,
+)
 from kernels.launch import takes_triton
 from kernels.tuning import BATCH_NORM, BATCH_NORM_COMBINE, BATCH_NORM_NARROW, BATCH_NORM_PROGRAMS, Launch
 
@@ -581,33 +588,15 @@ def _(out: Tensor, x: Tensor, *_: Any) -> Tensor:
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    y: Tensor,
-    statistics: Tensor,
-    training: bool,
-    eps: float,
-    relu: bool,
-    with_residual: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    statistics, *_, with_residual, _ = rest
     grad_residual = _allocate([y]) if with_residual else y.new_empty(0)
     return _allocate([x]), torch.empty_like(statistics[:2]), grad_residual
 
 
 @_backward_concat.register_fake
-def _(
-    grad: Tensor,
-    xs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    y: Tensor,
-    statistics: Tensor,
-    *_: Any,
-) -> tuple[list[Tensor], Tensor]:
+def _(grad: Tensor, xs: Sequence[Tensor], *rest: Any) -> tuple[list[Tensor], Tensor]:
+    _, _, _, statistics, *_ = rest
     return [_allocate([x]) for x in xs], torch.empty_like(statistics[:2])
 
 
@@ -658,12 +647,7 @@ def _check_vector(name: str, v: Tensor, x: Tensor) -> None:
     dtype = torch.promote_types(x.dtype, torch.float32)
     if v.dtype != dtype:
         raise ValueError(f"{name} is {v.dtype}; for {x.dtype} maps it takes {dtype}")
-    if v.shape != x.shape[1:2]:
-        raise ValueError(f"{name} has shape {tuple(v.shape)}; for {x.shape[1]} channels it takes ({x.shape[1]},)")
-    if v.device != x.device:
-        raise ValueError(f"{name} is on {v.device}; it takes the device of x, {x.device}")
-    if not v.is_contiguous():
-        raise ValueError(f"{name} has strides {v.stride()}; it takes contiguous memory")
+    check_operand(name, v, x.shape[1:2], "maps", x)
 
 
 def _check(

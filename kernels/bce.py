@@ -131,7 +131,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     if not takes_triton(logits):
         return _forward_cpu(logits, targets, pos_weight, sample_mask, label_smoothing, reduction, with_grad)
-    loss, grad = loss_and_gradient(logits, SIGMOID_BCE, reduction, with_grad)
+    loss, grad = room_for_results(logits, SIGMOID_BCE, reduction, with_grad)
     factor = 1 / logits.numel() if reduction == "mean" else 1.0
     with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
         _sigmoid_bce_fwd_kernel[(triton.cdiv(logits.numel(), SIGMOID_BCE.blocks["BLOCK"]),)](
@@ -156,7 +156,7 @@ def as_bytes(x: Tensor) -> Tensor:
     return x.view(torch.uint8) if x.dtype == torch.bool else x
 
 
-def loss_and_gradient(logits: Tensor, launch: Launch, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:
+def room_for_results(logits: Tensor, launch: Launch, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:
     """Room for what a loss kernel writes: a sum a program or [N, L], and the gradient, empty where not wanted."""
     programs = triton.cdiv(logits.numel(), launch.blocks["BLOCK"])
     shape = logits.shape if reduction == "none" else (programs,)
@@ -244,16 +244,8 @@ def scale_gradient(grad: Tensor, upstream: Tensor, reduction: str) -> Tensor:
 
 
 @_forward.register_fake
-def _(
-    logits: Tensor,
-    targets: Tensor,
-    pos_weight: Tensor | None,
-    sample_mask: Tensor | None,
-    label_smoothing: float,
-    reduction: str,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    return fake_loss(logits, reduction, with_grad)
+def _(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return fake_loss(logits, *rest[-2:])
 
 
 def fake_loss(logits: Tensor, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:

@@ -276,7 +276,7 @@ V = torch.ones(4)
         ({"x": X.contiguous()}, r"x has strides \(36, 9, 3, 1\); it takes channels-last"),
         ({"x": X[:, ::2]}, "x has strides"),
         ({"weight": V.half()}, r"weight is torch\.float16; for torch\.float32 maps it takes torch\.float32"),
-        ({"bias": torch.ones(3)}, r"bias has shape \(3,\); for 4 channels it takes \(4,\)"),
+        ({"bias": torch.ones(3)}, r"bias has shape \(3,\); for these maps it takes \(4,\)"),
         ({"running_mean": V.to("meta")}, "running_mean is on meta"),
         ({"running_var": torch.ones(8)[::2]}, r"running_var has strides \(2,\)"),
         ({"running_mean": None}, "running_mean: 0 given"),
