@@ -11,7 +11,9 @@ cancels however far the mean is from 0. A second, small kernel joins the program
 backward pass reads everything twice: once for the two sums, once for grad_x. The mask is made anew from x, or taken
 from y where there is a residual.
 
-Several maps normalise into the channel slices of one output, so that an Inception concatenation copies nothing.
+Each kernel takes several maps of one height and width in one launch. They may be channel slices of one map, and so may
+what they are normalised into and what their gradients are written to: an Inception concatenation copies nothing, and
+convolutions that were merged into one have their outputs and gradients where they belong.
 
 Bytes moved for n·C elements of b bytes: forward 3·n·C·b (x twice, y), with running statistics 2; backward 5·n·C·b
 (grad and x twice, grad_x); a residual adds one forward and three backward (y twice, its gradient).
@@ -21,7 +23,8 @@ Variance", equation 2.1.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -59,13 +62,43 @@ def batch_norm_relu_reference(
     return torch.relu(y) if relu else y
 
 
+@triton.jit
+def _pick(pointers, which):  # type: ignore[no-untyped-def]
+    pointer = pointers[0]
+    for i in tl.static_range(1, len(pointers)):
+        if which == i:
+            pointer = pointers[i]
+    return pointer
+
+
+@triton.jit
+def _pick_size(sizes, which):  # type: ignore[no-untyped-def]
+    # A size of 1 arrives as a constant, which a branch may not replace by a variable: 0 makes it one.
+    size = sizes[0] + tl.zeros((), tl.int32)
+    for i in tl.static_range(1, len(sizes)):
+        if which == i:
+            size = sizes[i] + tl.zeros((), tl.int32)
+    return size
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _statistics_kernel(  # type: ignore[no-untyped-def]
-    x_ptr, mean_ptr, m2_ptr, rows, channels, pitch, rows_each, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr
+    x_ptrs,
+    x_pitches,
+    widths,
+    offsets,
+    part_ptr,
+    rows,
+    rows_each,
+    total,
+    TILES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
 ):
-    chunk = tl.program_id(0)
-    column = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    wanted = column < channels
+    chunk, which = tl.program_id(0), tl.program_id(1) // TILES
+    x_ptr, pitch, width = _pick(x_ptrs, which), _pick_size(x_pitches, which), _pick_size(widths, which)
+    column = (tl.program_id(1) % TILES) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    wanted = column < width
     first = chunk.to(tl.int64) * rows_each
     last = tl.minimum(first + rows_each, rows)
     # Seen from the first row the values are small, and so is what the sum over a tile loses.
@@ -86,80 +119,82 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
         mean += apart * (n / together)
         m2 += tl.sum(deviation * deviation, 0) + apart * apart * (count * n / together)
         count = together
-    at = chunk * channels + column
-    tl.store(mean_ptr + at, origin + mean, mask=wanted)
-    tl.store(m2_ptr + at, m2, mask=wanted)
+    at = chunk * 2 * total + _pick_size(offsets, which) + column
+    tl.store(part_ptr + at, origin + mean, mask=wanted)
+    tl.store(part_ptr + at + total, m2, mask=wanted)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _combine_statistics_kernel(  # type: ignore[no-untyped-def]
-    part_mean_ptr,
-    part_m2_ptr,
-    mean_ptr,
-    rstd_ptr,
-    var_ptr,
-    rows,
-    channels,
-    rows_each,
-    chunks,
-    eps,
-    CHUNKS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    part_ptr, statistics_ptr, rows, rows_each, total, chunks, eps, CHUNKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr
 ):
     column = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    wanted = column < channels
+    wanted = column < total
     chunk = tl.arange(0, CHUNKS)
     inside = (chunk < chunks)[:, None] & wanted[None, :]
-    at = chunk[:, None] * channels + column[None, :]
-    means = tl.load(part_mean_ptr + at, mask=inside, other=0.0)
-    m2s = tl.load(part_m2_ptr + at, mask=inside, other=0.0)
+    at = chunk[:, None] * (2 * total) + column[None, :]
+    means = tl.load(part_ptr + at, mask=inside, other=0.0)
+    m2s = tl.load(part_ptr + at + total, mask=inside, other=0.0)
     first = chunk.to(tl.int64) * rows_each
     n = tl.maximum(tl.minimum(first + rows_each, rows) - first, 0).to(tl.float32)[:, None]
     # Seen from the first program's mean the others' are small, so that their weighted sum loses no digit.
-    origin = tl.load(part_mean_ptr + column, mask=wanted, other=0.0)
+    origin = tl.load(part_ptr + column, mask=wanted, other=0.0)
     apart = tl.where(inside, means - origin[None, :], 0.0)
     shift = tl.sum(apart * (n / rows), 0)
     apart -= shift[None, :]
     m2 = tl.sum(m2s + apart * apart * n, 0)
-    tl.store(mean_ptr + column, origin + shift, mask=wanted)
-    tl.store(rstd_ptr + column, 1.0 / tl.sqrt_rn(m2 / rows + eps), mask=wanted)
-    tl.store(var_ptr + column, m2 / (rows - 1), mask=wanted)
+    tl.store(statistics_ptr + column, origin + shift, mask=wanted)
+    tl.store(statistics_ptr + total + column, 1.0 / tl.sqrt_rn(m2 / rows + eps), mask=wanted)
+    tl.store(statistics_ptr + 2 * total + column, m2 / (rows - 1), mask=wanted)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rstd(ptr, column, wanted, eps, FROM_VARIANCE: tl.constexpr):  # type: ignore[no-untyped-def]
+    value = tl.load(ptr + column, mask=wanted, other=1.0)
+    return 1.0 / tl.sqrt_rn(value + eps) if FROM_VARIANCE else value
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _normalize_kernel(  # type: ignore[no-untyped-def]
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    mean_ptr,
-    rstd_ptr,
+    x_ptrs,
+    weight_ptrs,
+    bias_ptrs,
+    mean_ptrs,
+    spread_ptrs,
+    y_ptrs,
     residual_ptr,  # None: no residual connection
-    y_ptr,
-    rows,
-    channels,
-    x_pitch,
+    x_pitches,
+    y_pitches,
     residual_pitch,
-    y_pitch,
+    widths,
+    rows,
+    eps,
     scale,
+    FROM_VARIANCE: tl.constexpr,
     RELU: tl.constexpr,
+    TILES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
+    which = tl.program_id(1) // TILES
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    column = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    wanted = column < channels
+    column = (tl.program_id(1) % TILES) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    wanted = column < _pick_size(widths, which)
     inside = (row < rows)[:, None] & wanted[None, :]
-    slope = tl.load(weight_ptr + column, mask=wanted) * tl.load(rstd_ptr + column, mask=wanted)
-    mean = tl.load(mean_ptr + column, mask=wanted)
-    bias = tl.load(bias_ptr + column, mask=wanted)
-    x = tl.load(x_ptr + row[:, None] * x_pitch + column[None, :], mask=inside).to(tl.float32)
+    rstd = _rstd(_pick(spread_ptrs, which), column, wanted, eps, FROM_VARIANCE)
+    slope = tl.load(_pick(weight_ptrs, which) + column, mask=wanted) * rstd
+    mean = tl.load(_pick(mean_ptrs, which) + column, mask=wanted)
+    bias = tl.load(_pick(bias_ptrs, which) + column, mask=wanted)
+    x_at = row[:, None] * _pick_size(x_pitches, which) + column[None, :]
+    x = tl.load(_pick(x_ptrs, which) + x_at, mask=inside).to(tl.float32)
     y = tl.fma(x - mean[None, :], slope[None, :], bias[None, :])
     if residual_ptr is not None:
         y = y * scale
         y += tl.load(residual_ptr + row[:, None] * residual_pitch + column[None, :], mask=inside).to(tl.float32)
     if RELU:
         y = tl.where(y <= 0, 0.0, y)  # not y > 0: a NaN must come through
-    tl.store(y_ptr + row[:, None] * y_pitch + column[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
+    y_ptr = _pick(y_ptrs, which) + row[:, None] * _pick_size(y_pitches, which) + column[None, :]
+    tl.store(y_ptr, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -180,35 +215,42 @@ def _masked_gradient(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _sums_kernel(  # type: ignore[no-untyped-def]
-    grad_ptr,
-    x_ptr,
+    grad_ptrs,
+    x_ptrs,
     y_ptr,  # None: the mask is made from x
-    weight_ptr,
-    bias_ptr,
-    mean_ptr,
-    rstd_ptr,
+    weight_ptrs,
+    bias_ptrs,
+    mean_ptrs,
+    spread_ptrs,
     part_ptr,
-    rows,
-    channels,
-    grad_pitch,
-    x_pitch,
+    grad_pitches,
+    x_pitches,
     y_pitch,
+    widths,
+    offsets,
+    rows,
     rows_each,
+    total,
+    eps,
+    FROM_VARIANCE: tl.constexpr,
     RELU: tl.constexpr,
+    TILES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    chunk = tl.program_id(0)
-    column = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    wanted = column < channels
-    rstd = tl.load(rstd_ptr + column, mask=wanted)[None, :]
-    slope = tl.load(weight_ptr + column, mask=wanted)[None, :] * rstd
-    mean = tl.load(mean_ptr + column, mask=wanted)[None, :]
-    bias = tl.load(bias_ptr + column, mask=wanted)[None, :]
+    chunk, which = tl.program_id(0), tl.program_id(1) // TILES
+    column = (tl.program_id(1) % TILES) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    wanted = column < _pick_size(widths, which)
+    rstd = _rstd(_pick(spread_ptrs, which), column, wanted, eps, FROM_VARIANCE)[None, :]
+    slope = tl.load(_pick(weight_ptrs, which) + column, mask=wanted)[None, :] * rstd
+    mean = tl.load(_pick(mean_ptrs, which) + column, mask=wanted)[None, :]
+    bias = tl.load(_pick(bias_ptrs, which) + column, mask=wanted)[None, :]
+    x_ptr, x_pitch = _pick(x_ptrs, which), _pick_size(x_pitches, which)
+    grad_ptr, grad_pitch = _pick(grad_ptrs, which), _pick_size(grad_pitches, which)
     first = chunk.to(tl.int64) * rows_each
     last = tl.minimum(first + rows_each, rows)
-    total = tl.zeros([BLOCK_CHANNELS], tl.float32)
-    product = tl.zeros([BLOCK_CHANNELS], tl.float32)
+    sums = tl.zeros([BLOCK_CHANNELS], tl.float32)
+    products = tl.zeros([BLOCK_CHANNELS], tl.float32)
     for start in range(first, last, BLOCK_ROWS):
         row = (start + tl.arange(0, BLOCK_ROWS).to(tl.int64))[:, None]
         inside = (row < last) & wanted[None, :]
@@ -216,11 +258,11 @@ def _sums_kernel(  # type: ignore[no-untyped-def]
         centred = x - mean
         at_grad, at_y = row * grad_pitch + column[None, :], row * y_pitch + column[None, :]
         grad = _masked_gradient(grad_ptr, y_ptr, at_grad, at_y, inside, centred, slope, bias, RELU)
-        total += tl.sum(grad, 0)
-        product += tl.sum(tl.where(inside, grad * centred * rstd, 0.0), 0)
-    at = chunk * 2 * channels + column
-    tl.store(part_ptr + at, total, mask=wanted)
-    tl.store(part_ptr + at + channels, product, mask=wanted)
+        sums += tl.sum(grad, 0)
+        products += tl.sum(tl.where(inside, grad * centred * rstd, 0.0), 0)
+    at = chunk * 2 * total + _pick_size(offsets, which) + column
+    tl.store(part_ptr + at, sums, mask=wanted)
+    tl.store(part_ptr + at + total, products, mask=wanted)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -237,207 +279,260 @@ def _combine_sums_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _grad_x_kernel(  # type: ignore[no-untyped-def]
-    grad_ptr,
-    x_ptr,
+    grad_ptrs,
+    x_ptrs,
     y_ptr,  # None: the mask is made from x
-    weight_ptr,
-    bias_ptr,
-    mean_ptr,
-    rstd_ptr,
+    weight_ptrs,
+    bias_ptrs,
+    mean_ptrs,
+    spread_ptrs,
     sums_ptr,  # None: running statistics
-    grad_x_ptr,
+    grad_x_ptrs,
     grad_residual_ptr,  # None: no residual connection
-    rows,
-    channels,
-    grad_pitch,
-    x_pitch,
+    grad_pitches,
+    x_pitches,
     y_pitch,
+    grad_x_pitches,
+    widths,
+    offsets,
+    rows,
+    total,
+    eps,
     scale,
+    FROM_VARIANCE: tl.constexpr,
     RELU: tl.constexpr,
+    TILES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
+    which = tl.program_id(1) // TILES
     row = (tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
-    column = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    wanted = column < channels
+    column = (tl.program_id(1) % TILES) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    wanted = column < _pick_size(widths, which)
     inside = (row < rows) & wanted[None, :]
-    rstd = tl.load(rstd_ptr + column, mask=wanted)[None, :]
-    slope = tl.load(weight_ptr + column, mask=wanted)[None, :] * rstd
-    mean = tl.load(mean_ptr + column, mask=wanted)[None, :]
-    bias = tl.load(bias_ptr + column, mask=wanted)[None, :]
-    x = tl.load(x_ptr + row * x_pitch + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    centred = x - mean
-    at_grad, at_y = row * grad_pitch + column[None, :], row * y_pitch + column[None, :]
-    grad = _masked_gradient(grad_ptr, y_ptr, at_grad, at_y, inside, centred, slope, bias, RELU)
-    at = row * channels + column[None, :]
+    rstd = _rstd(_pick(spread_ptrs, which), column, wanted, eps, FROM_VARIANCE)[None, :]
+    slope = tl.load(_pick(weight_ptrs, which) + column, mask=wanted)[None, :] * rstd
+    mean = tl.load(_pick(mean_ptrs, which) + column, mask=wanted)[None, :]
+    bias = tl.load(_pick(bias_ptrs, which) + column, mask=wanted)[None, :]
+    x_at = row * _pick_size(x_pitches, which) + column[None, :]
+    centred = tl.load(_pick(x_ptrs, which) + x_at, mask=inside, other=0.0).to(tl.float32) - mean
+    at_grad, at_y = row * _pick_size(grad_pitches, which) + column[None, :], row * y_pitch + column[None, :]
+    grad = _masked_gradient(_pick(grad_ptrs, which), y_ptr, at_grad, at_y, inside, centred, slope, bias, RELU)
+    at = row * _pick_size(grad_x_pitches, which) + column[None, :]
     if grad_residual_ptr is not None:
         tl.store(grad_residual_ptr + at, grad.to(grad_residual_ptr.dtype.element_ty), mask=inside)
     grad *= scale
     if sums_ptr is not None:
-        total = tl.load(sums_ptr + column, mask=wanted)[None, :] / rows
-        product = tl.load(sums_ptr + channels + column, mask=wanted)[None, :] / rows
-        grad = grad - total - centred * rstd * product
-    tl.store(grad_x_ptr + at, (slope * grad).to(grad_x_ptr.dtype.element_ty), mask=inside)
+        sums_at = sums_ptr + _pick_size(offsets, which) + column
+        total_grad = tl.load(sums_at, mask=wanted)[None, :] / rows
+        product = tl.load(sums_at + total, mask=wanted)[None, :] / rows
+        grad = grad - total_grad - centred * rstd * product
+    grad_x_ptr = _pick(grad_x_ptrs, which) + at
+    tl.store(grad_x_ptr, (slope * grad).to(grad_x_ptr.dtype.element_ty), mask=inside)
 
 
-def _row_count(x: Tensor) -> int:
-    return x.shape[0] * x.shape[2] * x.shape[3]
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """How programs share the rows and channels of several maps.
+
+    Attributes:
+        launch: row of the tuning table.
+        rows: N·H·W.
+        widths, offsets: channels of each map, and where they begin in the concatenation.
+        total: channels of all maps.
+        tiles: programs that share the channels of the widest map.
+        chunks, rows_each: programs that share the rows where sums are made, and rows of each.
+    """
+
+    launch: Launch
+    rows: int
+    widths: tuple[int, ...]
+    offsets: tuple[int, ...]
+    total: int
+    tiles: int
+    chunks: int
+    rows_each: int
+
+    @property
+    def reduction(self) -> tuple[int, int]:
+        """Programs that make sums."""
+        return self.chunks, self.tiles * len(self.widths)
+
+    @property
+    def elementwise(self) -> tuple[int, int]:
+        """Programs that write a map."""
+        return triton.cdiv(self.rows, self.launch.blocks["BLOCK_ROWS"]), self.tiles * len(self.widths)
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"TILES": self.tiles, **self.launch.options}
+
+    def combine(self, columns: int) -> tuple[tuple[int], dict[str, int]]:
+        """Programs and options where the programs' sums are joined."""
+        programs = triton.cdiv(columns, BATCH_NORM_COMBINE.blocks["BLOCK_CHANNELS"])
+        return (programs,), {"CHUNKS": triton.next_power_of_2(self.chunks), **BATCH_NORM_COMBINE.options}
 
 
-def _launch(x: Tensor) -> Launch:
-    return BATCH_NORM_NARROW if x.shape[1] <= BATCH_NORM_NARROW.blocks["BLOCK_CHANNELS"] else BATCH_NORM
-
-
-def _chunks(x: Tensor) -> tuple[int, int, int]:
-    """Programs that share the rows, rows of each, and programs that share the channels."""
-    tile = _launch(x).blocks
-    columns = triton.cdiv(x.shape[1], tile["BLOCK_CHANNELS"])
-    tiles = triton.cdiv(_row_count(x), tile["BLOCK_ROWS"])
-    each = triton.cdiv(tiles, max(1, BATCH_NORM_PROGRAMS // columns))
-    return triton.cdiv(tiles, each), each * tile["BLOCK_ROWS"], columns
-
-
-def _statistics(x: Tensor, eps: float, mean: Tensor, rstd: Tensor, var: Tensor) -> None:
-    """Mean, 1 / standard deviation and unbiased variance of the batch, into [C] each."""
-    (chunks, each, columns), channels = _chunks(x), x.shape[1]
-    parts = torch.empty((2, chunks, channels), dtype=torch.float32, device=x.device)
-    _statistics_kernel[(chunks, columns)](
-        x, parts[0], parts[1], _row_count(x), channels, row_pitch(x), each, **_launch(x).options
+def _grid(xs: Sequence[Tensor]) -> _Grid:
+    widths = tuple(x.shape[1] for x in xs)
+    edges = (0, *accumulate(widths))
+    launch = BATCH_NORM_NARROW if max(widths) <= BATCH_NORM_NARROW.blocks["BLOCK_CHANNELS"] else BATCH_NORM
+    n, _, h, w = xs[0].shape
+    row_tiles = triton.cdiv(n * h * w, launch.blocks["BLOCK_ROWS"])
+    tiles = triton.cdiv(max(widths), launch.blocks["BLOCK_CHANNELS"])
+    each = triton.cdiv(row_tiles, max(1, BATCH_NORM_PROGRAMS // (tiles * len(xs))))
+    return _Grid(
+        launch,
+        n * h * w,
+        widths,
+        edges[:-1],
+        edges[-1],
+        tiles,
+        chunks=triton.cdiv(row_tiles, each),
+        rows_each=each * launch.blocks["BLOCK_ROWS"],
     )
-    grid = (triton.cdiv(channels, BATCH_NORM_COMBINE.blocks["BLOCK_CHANNELS"]),)
-    _combine_statistics_kernel[grid](
-        *(parts[0], parts[1], mean, rstd, var, _row_count(x), channels, each, chunks, eps),
-        CHUNKS=triton.next_power_of_2(chunks),
-        **BATCH_NORM_COMBINE.options,
-    )
 
 
-def _slices(xs: Sequence[Tensor]) -> list[slice]:
+def _pitches(maps: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(row_pitch(x) for x in maps)
+
+
+def slices(xs: Sequence[Tensor]) -> list[slice]:
     """Channels of each map in their concatenation."""
-    edges = [0]
-    for x in xs:
-        edges.append(edges[-1] + x.shape[1])
+    edges = [0, *accumulate(x.shape[1] for x in xs)]
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
-def _into(
-    y: Tensor,
+def _allocate(like: Tensor, channels: int) -> Tensor:
+    """A channels-last map of so many channels."""
+    n, _, h, w = like.shape
+    return torch.empty((n, h, w, channels), dtype=like.dtype, device=like.device).permute(0, 3, 1, 2)
+
+
+def _room(xs: Sequence[Tensor], joined: bool) -> list[Tensor]:
+    """A map for each, or one for all."""
+    return [_allocate(xs[0], sum(x.shape[1] for x in xs))] if joined else [_allocate(x, x.shape[1]) for x in xs]
+
+
+def _places(maps: list[Tensor], xs: Sequence[Tensor], joined: bool) -> list[Tensor]:
+    """Where each has its place in the maps of `_room`."""
+    return [maps[0][:, part] for part in slices(xs)] if joined else maps
+
+
+def _statistics(xs: Sequence[Tensor], eps: float) -> Tensor:
+    """Means, 1 / standard deviations and unbiased variances of the batch, [3, ΣC]."""
+    grid, device = _grid(xs), xs[0].device
+    parts = torch.empty((grid.chunks, 2 * grid.total), dtype=torch.float32, device=device)
+    statistics = torch.empty((3, grid.total), dtype=torch.float32, device=device)
+    _statistics_kernel[grid.reduction](
+        *(tuple(xs), _pitches(xs), grid.widths, grid.offsets, parts, grid.rows, grid.rows_each, grid.total),
+        **grid.options,
+    )
+    programs, options = grid.combine(grid.total)
+    _combine_statistics_kernel[programs](
+        parts, statistics, grid.rows, grid.rows_each, grid.total, grid.chunks, eps, **options
+    )
+    return statistics
+
+
+def _forward_triton(
     xs: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
+    running: Sequence[Tensor],
     residual: Tensor | None,
-    statistics: Tensor,
-    training: bool,
-    eps: float,
-    relu: bool,
-    scale: float,
-) -> None:
-    """Writes y; statistics [3, ΣC] are mean, 1 / standard deviation and variance, made here in training."""
-    for x, weight, bias, part in zip(xs, weights, biases, _slices(xs), strict=True):
-        mean, rstd, var = statistics[:, part]
-        out = y[:, part]
-        if not takes_triton(x):
-            out.copy_(_plain(x, weight, bias, residual, mean, rstd, var, training, eps, relu, scale))
-            continue
-        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-            if training:
-                _statistics(x, eps, mean, rstd, var)
-            rows, channels = _row_count(x), x.shape[1]
-            tile = _launch(x).blocks
-            grid = (triton.cdiv(rows, tile["BLOCK_ROWS"]), triton.cdiv(channels, tile["BLOCK_CHANNELS"]))
-            pitches = (row_pitch(x), 0 if residual is None else row_pitch(residual), row_pitch(out))
-            _normalize_kernel[grid](
-                *(x, weight, bias, mean, rstd, residual, out, rows, channels, *pitches, scale),
-                RELU=relu,
-                **_launch(x).options,
-            )
-
-
-def _plain(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    var: Tensor,
+    ys: Sequence[Tensor],
     training: bool,
     eps: float,
     relu: bool,
     scale: float,
 ) -> Tensor:
-    x = x.contiguous(memory_format=torch.channels_last)  # torch's kernel is many times slower on a slice
-    if training:
-        # With a momentum of 1 the running statistics are the batch's, unbiased variance included.
-        y, batch_mean, batch_rstd = torch.native_batch_norm(x, weight, bias, mean, var, True, 1.0, eps)
-        mean.copy_(batch_mean)
-        rstd.copy_(batch_rstd)
-    else:
-        y = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
-    if residual is not None:
-        y = torch.addcmul(residual, y, y.new_ones(()), value=scale)
-    return y.relu_() if relu else y
+    """Writes ys; the statistics [3, ΣC] in training, else [3, 0]."""
+    with torch.cuda.device_of(xs[0]):  # type: ignore[no-untyped-call]
+        statistics = _statistics(xs, eps) if training else xs[0].new_empty((3, 0), dtype=torch.float32)
+        means, spreads = of_each(xs, statistics, running, training)
+        grid = _grid(xs)
+        _normalize_kernel[grid.elementwise](
+            *(tuple(xs), tuple(weights), tuple(biases), means, spreads, tuple(ys), residual),
+            *(_pitches(xs), _pitches(ys), 0 if residual is None else row_pitch(residual)),
+            *(grid.widths, grid.rows, eps, scale),
+            FROM_VARIANCE=not training,
+            RELU=relu,
+            **grid.options,
+        )
+    return statistics
 
 
-def _prepare(xs: Sequence[Tensor], running: Sequence[Tensor], training: bool, eps: float) -> Tensor:
-    """Room for the statistics [3, ΣC]; the running ones, all means first, where these are used."""
+def of_each(
+    xs: Sequence[Tensor], statistics: Tensor, running: Sequence[Tensor], training: bool
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Means and spreads [C] of each map: 1 / standard deviations of the batch, or running variances."""
+    if not training:
+        return tuple(running[: len(xs)]), tuple(running[len(xs) :])
+    mean, rstd, _ = statistics
+    return tuple(mean[part] for part in slices(xs)), tuple(rstd[part] for part in slices(xs))
+
+
+def _forward_torch(
+    xs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    running: Sequence[Tensor],
+    residual: Tensor | None,
+    training: bool,
+    eps: float,
+    relu: bool,
+    scale: float,
+) -> tuple[list[Tensor], Tensor]:
+    """A result for each map, and the statistics as of _forward_triton."""
     dtype = torch.promote_types(xs[0].dtype, torch.float32)
-    if training:
-        return torch.zeros((3, sum(x.shape[1] for x in xs)), dtype=dtype, device=xs[0].device)
-    mean, var = torch.cat(list(running[: len(xs)])), torch.cat(list(running[len(xs) :]))
-    return torch.stack((mean, (var + eps).rsqrt(), var))
+    total = sum(x.shape[1] for x in xs) if training else 0
+    statistics = torch.zeros((3, total), dtype=dtype, device=xs[0].device)
+    ys = []
+    for i, (x, weight, bias, part) in enumerate(zip(xs, weights, biases, slices(xs), strict=True)):
+        x = x.contiguous(memory_format=torch.channels_last)  # torch's kernel is many times slower on a slice
+        if not x.numel():
+            y = torch.empty_like(x)
+        elif training:
+            # With a momentum of 1 the running statistics are the batch's, unbiased variance included.
+            mean, rstd, var = statistics[:, part]
+            y, batch_mean, batch_rstd = torch.native_batch_norm(x, weight, bias, mean, var, True, 1.0, eps)
+            mean.copy_(batch_mean)
+            rstd.copy_(batch_rstd)
+        else:
+            mean, var = running[i], running[len(xs) + i]
+            y = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+        if residual is not None:
+            y = torch.addcmul(residual, y, y.new_ones(()), value=scale)
+        ys.append(y.relu_() if relu else y)
+    return ys, statistics
 
 
-def _run(
-    xs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    running: Sequence[Tensor],
-    residual: Tensor | None,
-    training: bool,
-    eps: float,
-    relu: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    statistics = _prepare(xs, running, training, eps)
-    if len(xs) == 1 and not takes_triton(xs[0]) and xs[0].numel():
-        mean, rstd, var = statistics
-        y = _plain(xs[0], weights[0], biases[0], residual, mean, rstd, var, training, eps, relu, scale)
-        return y.contiguous(memory_format=torch.channels_last), statistics
-    y = _allocate(xs)
-    if y.numel():
-        _into(y, xs, weights, biases, residual, statistics, training, eps, relu, scale)
-    return y, statistics
-
-
-# One map has an operator of its own: the dispatcher takes a millisecond to go through lists.
+# Lists, so that one launch takes several maps. Gradients are _Normalize's, not torch.library's, whose way through
+# lists takes the dispatcher a millisecond.
 @torch.library.custom_op("manylabel::batch_norm_relu", mutates_args=())
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+def forward(
+    xs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    running: Sequence[Tensor],
     residual: Tensor | None,
     training: bool,
     eps: float,
     relu: bool,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    running = [] if running_mean is None or running_var is None else [running_mean, running_var]
-    return _run([x], [weight], [bias], running, residual, training, eps, relu, scale)
+    joined: bool,
+) -> tuple[list[Tensor], Tensor]:
+    """A map for each of xs, or with `joined` their concatenation; and the statistics [3, ΣC] of the batch, in training.
 
-
-@torch.library.custom_op("manylabel::batch_norm_relu_concat", mutates_args=())
-def _forward_concat(
-    xs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    running: Sequence[Tensor],
-    training: bool,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    return _run(xs, weights, biases, running, None, training, eps, True, 1.0)
+    `running` has all means, then all variances. Nothing is checked.
+    """
+    if takes_triton(xs[0]):
+        ys = _room(xs, joined)
+        places = _places(ys, xs, joined)
+        return ys, _forward_triton(xs, weights, biases, running, residual, places, training, eps, relu, scale)
+    ys, statistics = _forward_torch(xs, weights, biases, running, residual, training, eps, relu, scale)
+    return [_join(ys)] if joined else ys, statistics
 
 
 @torch.library.custom_op("manylabel::batch_norm_relu_into", mutates_args=("out",))
@@ -446,192 +541,174 @@ def _forward_into(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    running: Sequence[Tensor],
     residual: Tensor | None,
     training: bool,
     eps: float,
     relu: bool,
     scale: float,
 ) -> Tensor:
-    running = [] if running_mean is None or running_var is None else [running_mean, running_var]
-    statistics = _prepare([x], running, training, eps)
-    if out.numel():
-        _into(out, [x], [weight], [bias], residual, statistics, training, eps, relu, scale)
+    options = (training, eps, relu, scale)
+    if takes_triton(x):
+        return _forward_triton([x], [weight], [bias], running, residual, [out], *options)
+    ys, statistics = _forward_torch([x], [weight], [bias], running, residual, *options)
+    out.copy_(ys[0])
     return statistics
 
 
-def _allocate(xs: Sequence[Tensor]) -> Tensor:
-    n, _, h, w = xs[0].shape
-    channels = sum(x.shape[1] for x in xs)
-    return torch.empty((n, h, w, channels), dtype=xs[0].dtype, device=xs[0].device).permute(0, 3, 1, 2)
+def _join(maps: list[Tensor]) -> Tensor:
+    joined = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
+    return joined.contiguous(memory_format=torch.channels_last)
 
 
-def _run_backward(
-    grad: Tensor,
+def _backward_triton(
+    grads: Sequence[Tensor],
     xs: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
-    y: Tensor,
-    statistics: Tensor,
+    means: Sequence[Tensor],
+    spreads: Sequence[Tensor],
+    y: Tensor | None,
+    places: Sequence[Tensor],
     training: bool,
     eps: float,
     relu: bool,
-    with_residual: bool,
     scale: float,
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Gradients of the maps, of weights and biases [2, ΣC] (biases first), and of the residual (or an empty one)."""
-    grad_xs: list[Tensor] = []
-    sums = torch.zeros((2, statistics.shape[1]), dtype=statistics.dtype, device=statistics.device)
-    grad_residual = _allocate([y]) if with_residual else y.new_empty(0)
-    if not y.numel():
-        return [_allocate([x]) for x in xs], sums, grad_residual
-    if not is_channels_last(grad):
-        grad = grad.contiguous(memory_format=torch.channels_last)
-    for x, weight, bias, part in zip(xs, weights, biases, _slices(xs), strict=True):
-        mean, rstd, var = statistics[:, part]
-        g = grad[:, part]
-        if not takes_triton(x):
-            x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
-            g = torch.ops.aten.threshold_backward(g, y[:, part], 0) if relu else g
-            if with_residual:
-                grad_residual.copy_(g)
-                g = g * scale
-            found = torch.ops.aten.native_batch_norm_backward(
-                g, x, weight, mean, var, mean, rstd, training, eps, [True, True, True]
-            )
-            grad_xs.append(found[0].contiguous(memory_format=torch.channels_last))
-            sums[0, part], sums[1, part] = found[2], found[1]
-            continue
-        launch, (chunks, each, columns) = _launch(x), _chunks(x)
-        rows, channels = _row_count(x), x.shape[1]
-        masks, grad_x = y[:, part] if with_residual else None, _allocate([x])
-        grad_xs.append(grad_x)
-        parts = torch.empty((chunks, 2 * channels), dtype=torch.float32, device=x.device)
-        own = torch.empty((2 * channels,), dtype=torch.float32, device=x.device)
-        pitches = (row_pitch(g), row_pitch(x), row_pitch(y))
-        inputs = (g, x, masks, weight, bias, mean, rstd)
-        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-            _sums_kernel[(chunks, columns)](
-                *(*inputs, parts, rows, channels, *pitches, each), RELU=relu, **launch.options
-            )
-            _combine_sums_kernel[(triton.cdiv(2 * channels, BATCH_NORM_COMBINE.blocks["BLOCK_CHANNELS"]),)](
-                *(parts, own, 2 * channels, chunks, scale),
-                CHUNKS=triton.next_power_of_2(chunks),
-                **BATCH_NORM_COMBINE.options,
-            )
-            _grad_x_kernel[(triton.cdiv(rows, launch.blocks["BLOCK_ROWS"]), columns)](
-                *inputs,
-                own if training else None,
-                grad_x,
-                grad_residual if with_residual else None,
-                *(rows, channels, *pitches, scale),
-                RELU=relu,
-                **launch.options,
-            )
-        sums[:, part] = own.view(2, channels)
-    return grad_xs, sums, grad_residual
+) -> tuple[Tensor, Tensor | None]:
+    """Writes the gradients of xs to their places; the sums, and the gradient of the residual where there is y."""
+    grid, device = _grid(xs), xs[0].device
+    parts = torch.empty((grid.chunks, 2 * grid.total), dtype=torch.float32, device=device)
+    sums = torch.empty((2, grid.total), dtype=torch.float32, device=device)
+    grad_residual = None if y is None else _allocate(y, y.shape[1])
+    inputs = (tuple(grads), tuple(xs), y, tuple(weights), tuple(biases), tuple(means), tuple(spreads))
+    pitches = (_pitches(grads), _pitches(xs), 0 if y is None else row_pitch(y))
+    modes = {"FROM_VARIANCE": not training, "RELU": relu, **grid.options}
+    with torch.cuda.device_of(xs[0]):  # type: ignore[no-untyped-call]
+        _sums_kernel[grid.reduction](
+            *(*inputs, parts, *pitches, grid.widths, grid.offsets, grid.rows, grid.rows_each, grid.total, eps), **modes
+        )
+        programs, options = grid.combine(2 * grid.total)
+        _combine_sums_kernel[programs](parts, sums, 2 * grid.total, grid.chunks, scale, **options)
+        _grad_x_kernel[grid.elementwise](
+            *(*inputs, sums if training else None, tuple(places), grad_residual),
+            *(*pitches, _pitches(places), grid.widths, grid.offsets, grid.rows, grid.total, eps, scale),
+            **modes,
+        )
+    return sums, grad_residual
 
 
 @torch.library.custom_op("manylabel::batch_norm_relu_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    y: Tensor,
-    statistics: Tensor,
+def backward(
+    grads: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    means: Sequence[Tensor],
+    spreads: Sequence[Tensor],
     training: bool,
     eps: float,
     relu: bool,
     with_residual: bool,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    grads, sums, grad_residual = _run_backward(
-        grad, [x], [weight], [bias], y, statistics, training, eps, relu, with_residual, scale
-    )
-    return grads[0], sums, grad_residual
+    joined: bool,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Gradients of xs, each or with `joined` as one map; of biases and weights, [2, ΣC]; of the residual, or nothing.
 
-
-@torch.library.custom_op("manylabel::batch_norm_relu_concat_backward", mutates_args=())
-def _backward_concat(
-    grad: Tensor,
-    xs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    y: Tensor,
-    statistics: Tensor,
-    training: bool,
-    eps: float,
-) -> tuple[list[Tensor], Tensor]:
-    return _run_backward(grad, xs, weights, biases, y, statistics, training, eps, True, False, 1.0)[:2]
-
-
-def _fake_statistics(xs: Sequence[Tensor]) -> Tensor:
+    `spreads` are 1 / standard deviations in training, else running variances. Nothing is checked.
+    """
+    options = (training, eps, relu, scale)
+    nothing = xs[0].new_empty(0)
+    if takes_triton(xs[0]):
+        grads = [g if is_channels_last(g) else g.contiguous(memory_format=torch.channels_last) for g in grads]
+        grad_xs = _room(xs, joined)
+        places = _places(grad_xs, xs, joined)
+        y = ys[0] if with_residual else None
+        sums, grad_residual = _backward_triton(grads, xs, weights, biases, means, spreads, y, places, *options)
+        return grad_xs, sums, nothing if grad_residual is None else grad_residual
     dtype = torch.promote_types(xs[0].dtype, torch.float32)
-    return xs[0].new_empty((3, sum(x.shape[1] for x in xs)), dtype=dtype)
+    sums = torch.zeros((2, sum(x.shape[1] for x in xs)), dtype=dtype, device=xs[0].device)
+    grad_xs, grad_residual = [], nothing
+    for g, x, y, weight, mean, spread, part in zip(grads, xs, ys, weights, means, spreads, slices(xs), strict=True):
+        x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
+        if not x.numel():
+            grad_xs.append(torch.empty_like(x))
+            continue
+        g = torch.ops.aten.threshold_backward(g, y, 0) if relu else g
+        if with_residual:
+            grad_residual, g = g.clone(), g * scale
+        saved = (mean, spread, mean, spread)
+        grad_x, *grad_vectors = torch.ops.aten.native_batch_norm_backward(
+            g, x, weight, *saved, training, eps, [True, True, True]
+        )
+        grad_xs.append(grad_x)
+        sums[1, part], sums[0, part] = grad_vectors
+    return [_join(grad_xs)] if joined else grad_xs, sums, grad_residual
 
 
-@_forward.register_fake
-def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _allocate([x]), _fake_statistics([x])
+def _fake_statistics(xs: Sequence[Tensor], training: bool) -> Tensor:
+    dtype = torch.promote_types(xs[0].dtype, torch.float32)
+    return xs[0].new_empty((3, sum(x.shape[1] for x in xs) if training else 0), dtype=dtype)
 
 
-@_forward_concat.register_fake
-def _(xs: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
-    return _allocate(xs), _fake_statistics(xs)
+@forward.register_fake
+def _(xs: Sequence[Tensor], *rest: Any) -> tuple[list[Tensor], Tensor]:
+    *_, training, _, _, _, joined = rest
+    return _room(xs, joined), _fake_statistics(xs, training)
 
 
 @_forward_into.register_fake
-def _(out: Tensor, x: Tensor, *_: Any) -> Tensor:
-    return _fake_statistics([x])
+def _(out: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    *_, training, _, _, _ = rest
+    return _fake_statistics([x], training)
 
 
-@_backward.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    statistics, *_, with_residual, _ = rest
-    grad_residual = _allocate([y]) if with_residual else y.new_empty(0)
-    return _allocate([x]), torch.empty_like(statistics[:2]), grad_residual
+@backward.register_fake
+def _(grads: Sequence[Tensor], xs: Sequence[Tensor], *rest: Any) -> tuple[list[Tensor], Tensor, Tensor]:
+    *_, with_residual, _, joined = rest
+    grad_residual = _allocate(xs[0], xs[0].shape[1]) if with_residual else xs[0].new_empty(0)
+    return _room(xs, joined), _fake_statistics(xs, True)[:2].clone(), grad_residual
 
 
-@_backward_concat.register_fake
-def _(grad: Tensor, xs: Sequence[Tensor], *rest: Any) -> tuple[list[Tensor], Tensor]:
-    _, _, _, statistics, *_ = rest
-    return [_allocate([x]) for x in xs], torch.empty_like(statistics[:2])
+class _Normalize(torch.autograd.Function):
+    """The concatenation of normalised maps, and the statistics [3, ΣC]."""
 
+    @staticmethod
+    def forward(
+        ctx: Any,
+        maps: int,
+        training: bool,
+        eps: float,
+        relu: bool,
+        scale: float,
+        residual: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """`tensors`: the maps, weights, biases, then running means and variances, where these are kept."""
+        xs, weights, biases = (list(tensors[i * maps : (i + 1) * maps]) for i in range(3))
+        running = list(tensors[3 * maps :])
+        (y,), statistics = forward(xs, weights, biases, running, residual, training, eps, relu, scale, True)
+        ctx.maps, ctx.kept, ctx.scale = maps, len(running), scale
+        ctx.options = (training, eps, relu, residual is not None)
+        # In training the running statistics are no part of the gradients, and they move before these are made.
+        ctx.save_for_backward(y, statistics, *tensors[: 3 * maps], *([] if training else running))
+        ctx.mark_non_differentiable(statistics)
+        return y, statistics
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, _, _, residual, *ctx.options = inputs
-    ctx.with_residual = residual is not None
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x, weight, bias, *output)
-
-
-def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    *options, scale = ctx.options
-    grad_x, sums, grad_residual = _backward(grad, *ctx.saved_tensors, *options, ctx.with_residual, scale)
-    residual = grad_residual if ctx.with_residual else None
-    return grad_x, sums[1], sums[0], None, None, residual, None, None, None, None
-
-
-def _setup_context_concat(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    xs, weights, biases, running, *ctx.options = inputs
-    ctx.maps, ctx.running = len(xs), len(running)
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*xs, *weights, *biases, *output)
-
-
-def _gradients_concat(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    *inputs, y, statistics = ctx.saved_tensors
-    k = ctx.maps
-    xs, weights, biases = inputs[:k], inputs[k : 2 * k], inputs[2 * k :]
-    grad_xs, sums = _backward_concat(grad, xs, weights, biases, y, statistics, *ctx.options)
-    grad_biases, grad_weights = ([row[part] for part in _slices(xs)] for row in sums)
-    return grad_xs, grad_weights, grad_biases, [None] * ctx.running, None, None
-
-
-_forward.register_autograd(_gradients, setup_context=_setup_context)
-_forward_concat.register_autograd(_gradients_concat, setup_context=_setup_context_concat)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        y, statistics, *tensors = ctx.saved_tensors
+        xs, weights, biases = (tensors[i * ctx.maps : (i + 1) * ctx.maps] for i in range(3))
+        training, *_, with_residual = ctx.options
+        means, spreads = of_each(xs, statistics, tensors[3 * ctx.maps :], training)
+        parts = slices(xs)
+        grads, ys = ([m[:, part] for part in parts] for m in (grad, y))
+        grad_xs, sums, grad_residual = backward(
+            grads, xs, ys, weights, biases, list(means), list(spreads), *ctx.options, ctx.scale, False
+        )
+        vectors = [sums[row, part] for row in (1, 0) for part in parts]
+        residual = grad_residual if with_residual else None
+        return None, None, None, None, None, residual, *grad_xs, *vectors, *[None] * ctx.kept
 
 
 def _check_map(name: str, x: Tensor, like: Tensor) -> None:
@@ -676,13 +753,13 @@ def _check(
                 _check_vector(name if len(xs) == 1 else f"{name}[{i}]", given[i], x)
     check_number("eps", eps, low=1e-12)
     check_number("momentum", momentum, 0, 1)
-    if training and _row_count(xs[0]) == 1:
+    if training and xs[0].numel() == xs[0].shape[1]:
         raise ValueError(f"x has shape {tuple(xs[0].shape)}; training takes more than one value a channel")
 
 
 def _keep(running_means: Sequence[Tensor], running_vars: Sequence[Tensor], statistics: Tensor, momentum: float) -> None:
     """Moves the running statistics towards those of the batch, all maps' in one launch."""
-    parts = _slices([mean[None] for mean in running_means])
+    parts = slices([mean[None] for mean in running_means])
     batch = [statistics[row, part] for row in (0, 2) for part in parts]
     with torch.no_grad():
         torch._foreach_lerp_([*running_means, *running_vars], batch, momentum)
@@ -735,12 +812,13 @@ def batch_norm_relu(
     elif scale != 1:
         raise ValueError(f"scale is {scale}; without a residual it takes 1")
     y: Tensor
-    arguments = (x, weight, bias, running_mean, running_var, residual, training, eps, relu, scale)
     if out is None:
-        y, statistics = _forward(*arguments)
+        tensors = (x, weight, bias, *means, *variances)
+        y, statistics = _Normalize.apply(1, training, eps, relu, scale, residual, *tensors)
     else:
         _check_out(out, x, (x, weight, bias, residual))
-        y, statistics = out, _forward_into(out, *arguments)
+        y, running = out, [*means, *variances]
+        statistics = _forward_into(out, x, weight, bias, running, residual, training, eps, relu, scale)
     if training and means and x.numel():
         _keep(means, variances, statistics, momentum)
     return y
@@ -779,8 +857,9 @@ def batch_norm_relu_concat(
     """
     means, variances = list(running_means or []), list(running_vars or [])
     _check(xs, weights, biases, means, variances, training, momentum, eps)
+    tensors = (*xs, *weights, *biases, *means, *variances)
     y: Tensor
-    y, statistics = _forward_concat(list(xs), list(weights), list(biases), [*means, *variances], training, eps)
+    y, statistics = _Normalize.apply(len(xs), training, eps, True, 1.0, None, *tensors)
     if training and means and y.numel():
         _keep(means, variances, statistics, momentum)
     return y

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ class Variant:
     Attributes:
         name: kernel and form.
         kernel: the triton.jit function.
-        arguments: Triton type by argument name, T for the storage dtype; what is left out is a constant.
+        arguments: Triton type by argument name, T for the storage dtype, a tuple of them for a tuple of arguments; what
+            is left out is a constant.
         constants: values of the constants, tile sizes aside.
         launch: row of the tuning table.
         shape: the shape of the network that is launched, for the reader.
@@ -38,7 +39,7 @@ class Variant:
 
     name: str
     kernel: Any
-    arguments: dict[str, str]
+    arguments: Mapping[str, str | tuple[str, ...]]
     constants: dict[str, Any]
     launch: Launch
     shape: str
@@ -82,12 +83,12 @@ def examine(variant: Variant, dtype: str, arch: int) -> Resources:
     Raises:
         RuntimeError: Triton or its assembler refuses the kernel.
     """
-    names = variant.kernel.arg_names
-    signature = {name: variant.arguments.get(name, "constexpr").replace("T", dtype) for name in names}
+    signature = typed(variant, dtype)
     aligned = {
-        (i,): _ALIGNED
-        for i, (name, kind) in enumerate(signature.items())
-        if (kind[0] == "*" or kind[0] == "i") and name not in variant.unaligned
+        place: _ALIGNED
+        for i, (name, kinds) in enumerate(signature.items())
+        for place, kind in (_each(i, kinds) if name not in variant.unaligned else ())
+        if kind[0] in "*i"
     }
     constants = {**variant.constants, **variant.launch.blocks}
     options = {"num_warps": variant.launch.warps, "num_stages": variant.launch.stages}
@@ -115,6 +116,20 @@ def examine(variant: Variant, dtype: str, arch: int) -> Resources:
         matrix=tuple(sorted(set(re.findall(r"\b(HMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA|OMMA|DMMA)\b", sass)))),
         bytes=variant.bytes(_ITEM[dtype]),
     )
+
+
+def typed(variant: Variant, dtype: str) -> dict[str, str | tuple[str, ...]]:
+    """Triton type of each argument, in order, for a storage dtype."""
+
+    def of(kind: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return kind.replace("T", dtype) if isinstance(kind, str) else tuple(k.replace("T", dtype) for k in kind)
+
+    return {name: of(variant.arguments.get(name, "constexpr")) for name in variant.kernel.arg_names}
+
+
+def _each(place: int, kind: str | tuple[str, ...]) -> list[tuple[tuple[int, ...], str]]:
+    """Places and types of an argument, or of all of a tuple."""
+    return [((place,), kind)] if isinstance(kind, str) else [((place, i), k) for i, k in enumerate(kind)]
 
 
 def widest(sass: str, instructions: str) -> int:

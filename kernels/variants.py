@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import triton
+
 from kernels import asymmetric, batch_norm, bce, conv1x1, pixels, residual
 from kernels.machine_code import Variant
 from kernels.tuning import (
@@ -104,26 +106,31 @@ _NORMALIZE = [
     )
 ]
 
-_VECTORS = {f"{name}_ptr": "*fp32" for name in ("weight", "bias", "mean", "rstd")}
-_SIZES = {"rows": "i64", "channels": "i32"}
+_SIZES = {"rows": "i64", "rows_each": "i32", "total": "i32", "eps": "fp32", "scale": "fp32"}
+_PASSES = {"y_pitch": "i32", "residual_pitch": "i32", "part_ptr": "*fp32", "sums_ptr": "*fp32"}
 
 
-def _batch_norm(channels: int, size: int, launch: Launch) -> list[Variant]:
-    """The kernels over one map; the mask comes from x, as without a residual, but in the variant that has one."""
-    shape, n = f"32×{channels}×{size}×{size}", 32 * size * size * channels
-    both = {"RELU": True, "y_ptr": None, "residual_ptr": None, "grad_residual_ptr": None}
+def _batch_norm(maps: int, channels: int, size: int, launch: Launch) -> list[Variant]:
+    """The kernels over maps side by side; the mask comes from x, as without a residual, but where there is one."""
+    shape, n = f"32×{channels}×{size}×{size}", 32 * size * size * channels * maps
+    shape = shape if maps == 1 else f"{maps} of {shape}"
+    of_each = (
+        {f"{name}_ptrs": ("*T",) * maps for name in ("x", "y", "grad", "grad_x")}
+        | {f"{name}_ptrs": ("*fp32",) * maps for name in ("weight", "bias", "mean", "spread")}
+        | {f"{name}_pitches": ("i32",) * maps for name in ("x", "y", "grad", "grad_x")}
+        | {name: ("i32",) * maps for name in ("widths", "offsets")}
+    )
+    constants = {"FROM_VARIANCE": False, "RELU": True, "TILES": triton.cdiv(channels, launch.blocks["BLOCK_CHANNELS"])}
+    none = {"y_ptr": None, "residual_ptr": None, "grad_residual_ptr": None}
 
-    def variant(
-        name: str, kernel: Any, arguments: dict[str, str], passes: int, store: int, **constants: Any
-    ) -> Variant:
+    def variant(name: str, kernel: Any, passes: int, store: int, **residual: str) -> Variant:
         names = kernel.arg_names
-        given = {k: v for k, v in (_VECTORS | _SIZES | arguments).items() if k in names and k not in constants}
-        fixed = {k: v for k, v in (both | constants).items() if k in names and k not in given}
+        given = {k: v for k, v in (of_each | _SIZES | _PASSES | residual).items() if k in names}
         return Variant(
-            name=f"batch_norm {name}, {channels} channels",
+            name=f"batch_norm {name}, {'' if maps == 1 else f'{maps} x '}{channels} channels",
             kernel=kernel,
             arguments=given,
-            constants=fixed,
+            constants={k: v for k, v in (none | constants).items() if k in names and k not in given},
             launch=launch,
             shape=shape,
             bytes=lambda item: passes * n * item,
@@ -131,36 +138,31 @@ def _batch_norm(channels: int, size: int, launch: Launch) -> list[Variant]:
             unaligned=frozenset({"rows_each"}),
         )
 
-    pitches = {"x_pitch": "i32", "y_pitch": "i32", "grad_pitch": "i32", "residual_pitch": "i32"}
-    parts = {"x_ptr": "*T", "mean_ptr": "*fp32", "m2_ptr": "*fp32", "pitch": "i32", "rows_each": "i32"}
-    maps = {"x_ptr": "*T", "grad_ptr": "*T", "scale": "fp32", **pitches}
-    sums = {"part_ptr": "*fp32", "sums_ptr": "*fp32", "rows_each": "i32", "grad_x_ptr": "*T"}
+    variants = [
+        variant("statistics", batch_norm._statistics_kernel, 1, 32),
+        variant("normalize", batch_norm._normalize_kernel, 2, 128),
+        variant("sums", batch_norm._sums_kernel, 2, 32),
+        variant("grad_x", batch_norm._grad_x_kernel, 3, 128),
+    ]
+    if maps > 1:
+        return variants
     return [
-        variant("statistics", batch_norm._statistics_kernel, parts, 1, 32),
-        variant("normalize", batch_norm._normalize_kernel, maps | {"y_ptr": "*T"}, 2, 128),
-        variant(
-            "normalize + residual", batch_norm._normalize_kernel, maps | {"y_ptr": "*T", "residual_ptr": "*T"}, 3, 128
-        ),
-        variant("sums", batch_norm._sums_kernel, maps | sums, 2, 32),
-        variant("grad_x", batch_norm._grad_x_kernel, maps | sums, 3, 128),
-        variant(
-            "grad_x + residual",
-            batch_norm._grad_x_kernel,
-            maps | sums | {"y_ptr": "*T", "grad_residual_ptr": "*T"},
-            5,
-            128,
-        ),
+        *variants,
+        variant("normalize + residual", batch_norm._normalize_kernel, 3, 128, residual_ptr="*T"),
+        variant("grad_x + residual", batch_norm._grad_x_kernel, 5, 128, y_ptr="*T", grad_residual_ptr="*T"),
     ]
 
 
 _BATCH_NORM = [
-    *_batch_norm(32, 37, BATCH_NORM_NARROW),
-    *_batch_norm(192, 37, BATCH_NORM),
+    *_batch_norm(1, 32, 37, BATCH_NORM_NARROW),
+    *_batch_norm(3, 32, 37, BATCH_NORM_NARROW),
+    *_batch_norm(1, 192, 37, BATCH_NORM),
+    *_batch_norm(2, 128, 18, BATCH_NORM),
     Variant(
         name="batch_norm combine statistics",
         kernel=batch_norm._combine_statistics_kernel,
-        arguments={f"{name}_ptr": "*fp32" for name in ("part_mean", "part_m2", "mean", "rstd", "var")}
-        | {"rows": "i64", "channels": "i32", "rows_each": "i32", "chunks": "i32", "eps": "fp32"},
+        arguments={"part_ptr": "*fp32", "statistics_ptr": "*fp32", "chunks": "i32"}
+        | {k: v for k, v in _SIZES.items() if k != "scale"},
         constants={"CHUNKS": 256},
         launch=BATCH_NORM_COMBINE,
         shape="170 parts of 192",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels import batch_norm_relu, batch_norm_relu_concat
-from kernels.batch_norm import batch_norm_relu_reference
+from kernels.batch_norm import batch_norm_relu_reference, of_each
 
 Close = Callable[..., None]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -214,25 +214,26 @@ def test_gradcheck(training: bool, res: bool) -> None:
     assert torch.autograd.gradcheck(operation, inputs)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-def test_opcheck(training: bool) -> None:
+@pytest.mark.parametrize("joined", [True, False], ids=["joined", "apart"])
+def test_opcheck(training: bool, joined: bool) -> None:
     a, b = Case((2, 6, 3, 5), torch.float32, res=True), Case((2, 4, 3, 5), torch.float32)
     ops = torch.ops.manylabel
-    single = (a.x, a.weight, a.bias, *a.running, a.residual, training, EPS, True, 0.2)
-    torch.library.opcheck(ops.batch_norm_relu, single)
+    xs, weights, biases = ([t.detach() for t in pair] for pair in ((a.x, b.x), (a.weight, b.weight), (a.bias, b.bias)))
     running = [a.running[0], b.running[0], a.running[1], b.running[1]]
-    lists = ([a.x, b.x], [a.weight, b.weight], [a.bias, b.bias])
-    torch.library.opcheck(ops.batch_norm_relu_concat, (*lists, running, training, EPS))
-    with torch.no_grad():
-        plain = [t.detach() for t in (a.x, a.weight, a.bias)]
-        out = torch.empty_like(plain[0])
-        torch.library.opcheck(ops.batch_norm_relu_into, (out, *plain, *a.running, None, training, EPS, True, 1.0))
-        y, statistics = ops.batch_norm_relu(*single)
-        torch.library.opcheck(ops.batch_norm_relu_backward, (y, *plain, y, statistics, training, EPS, True, True, 0.2))
-        y, statistics = ops.batch_norm_relu_concat(*lists, running, training, EPS)
-        detached = [[t.detach() for t in group] for group in lists]
-        torch.library.opcheck(ops.batch_norm_relu_concat_backward, (y, *detached, y, statistics, training, EPS))
+    several = (xs, weights, biases, running, None, training, EPS, True, 1.0, joined)
+    torch.library.opcheck(ops.batch_norm_relu, several)
+    residual = a.map((2, 6, 3, 5), torch.float32, "cpu", False).detach()
+    single = (xs[:1], weights[:1], biases[:1], running[::2], residual, training, EPS, True, 0.2, joined)
+    torch.library.opcheck(ops.batch_norm_relu, single)
+    one = (xs[0], weights[0], biases[0], running[::2], residual, training, EPS, True, 0.2)
+    torch.library.opcheck(ops.batch_norm_relu_into, (torch.empty_like(xs[0]), *one))
+    ys, statistics = ops.batch_norm_relu(*several[:-1], False)
+    means, spreads = of_each(xs, statistics, running, training)
+    saved = (ys, xs, ys, weights, biases, list(means), list(spreads), training, EPS, True)
+    torch.library.opcheck(ops.batch_norm_relu_backward, (*saved, False, 1.0, joined))
+    first = [group[:1] for group in saved[:7]]
+    torch.library.opcheck(ops.batch_norm_relu_backward, (*first, training, EPS, True, True, 0.2, joined))
 
 
 class Branches(torch.nn.Module):

@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.compile import ARCHITECTURES, shortcomings
-from kernels.machine_code import Resources, examine, widest
+from kernels.machine_code import Resources, examine, typed, widest
 from kernels.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
@@ -41,9 +41,10 @@ def test_machine_code(name: str) -> None:
 def test_offsets_have_64_bits(name: str) -> None:
     """Past 2^31 elements a 32-bit offset would wrap around."""
     variant = VARIANTS[name]
-    signature = {n: variant.arguments.get(n, "constexpr").replace("T", "bf16") for n in variant.kernel.arg_names}
     constants = {**variant.constants, **variant.launch.blocks}
-    compiled = triton.compile(ASTSource(variant.kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
+    compiled = triton.compile(
+        ASTSource(variant.kernel, typed(variant, "bf16"), constants), target=GPUTarget("cuda", 90, 32)
+    )
     narrow = [line for line in compiled.asm["ttir"].splitlines() if "tt.addptr" in line and "xi32>" in line]
     assert len(narrow) == FLAT[name], narrow
 
@@ -118,11 +119,12 @@ def test_wrong_command(arguments: tuple[str, ...], message: str) -> None:
 def test_sizes_of_one(name: str) -> None:
     """Triton makes a constant of an integer that is 1, as for one label, one channel, one row: other code."""
     variant = VARIANTS[name]
-    sizes = {n: 1 for n, kind in variant.arguments.items() if kind in ("i32", "i64")}
-    signature = {
-        n: "constexpr" if n in sizes else variant.arguments.get(n, "constexpr").replace("T", "bf16")
-        for n in variant.kernel.arg_names
-    }
-    constants = {**variant.constants, **variant.launch.blocks, **sizes}
+    signature, constants = typed(variant, "bf16"), {**variant.constants, **variant.launch.blocks}
+    for place, (argument, kinds) in enumerate(list(signature.items())):
+        if kinds in ("i32", "i64"):
+            signature[argument], constants[argument] = "constexpr", 1
+        elif kinds[0] == "i32":
+            # The first of several alone: the others stay variables.
+            signature[argument], constants[place, 0] = ("constexpr", *kinds[1:]), 1
     compiled = triton.compile(ASTSource(variant.kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
     assert compiled.asm["cubin"]

@@ -50,8 +50,8 @@ def test_batch_norm(
         return [y.detach(), *torch.autograd.grad(y, given, upstream.to(y.dtype)), *running]
 
     ours = run(batch_norm_relu, None)
-    # Without training nothing is summed up for statistics; the gradients' parts and sums are in both.
-    memory.check(outputs=4 + training + (form == "residual"))
+    # y, in training parts of the statistics and these; gradients, parts of their sums and these.
+    memory.check(outputs=4 + 2 * training + (form == "residual"))
     plain, exact = run(batch_norm_relu_reference, torch.float32), run(batch_norm_relu_reference, torch.float64)
     sides = (ours[0] > 0) == (exact[0] > 0)
     rows = maps[0].numel() // shape[1]
@@ -68,14 +68,40 @@ def test_concatenation_writes_slices(memory: Memory) -> None:
     y = batch_norm_relu_concat(xs, weights, biases, None, None, True, eps=EPS)
     upstream = channels_last(memory, (3, 42, 5, 7), torch.float32).detach()
     grads = torch.autograd.grad(y, [*xs, *weights, *biases], upstream)
-    # y; for each map the parts of its statistics, its gradient, the parts of its sums and these.
-    memory.check(outputs=1 + 3 * 4)
+    # y, parts of the statistics and these; a gradient each, parts of the sums and these.
+    memory.check(outputs=3 + 3 + 2)
     single = zip(xs, weights, biases, strict=True)
     expected = torch.cat([batch_norm_relu_reference(*s, None, None, True, eps=EPS) for s in single], 1)
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(
         grads, torch.autograd.grad(expected, [*xs, *weights, *biases], upstream), rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("widths", [(16, 32, 8), (5, 1, 70), (1, 1, 2)], ids=str)
+def test_slices_of_one_map(memory: Memory, widths: tuple[int, ...], training: bool) -> None:
+    """What merged convolutions give: normalised into maps of their own, gradients side by side again."""
+    whole = channels_last(memory, (3, sum(widths), 5, 3), torch.float32)
+    xs = list(whole.split(widths, 1))
+    weights, biases, means, variances = ([memory.input(torch.rand(w) + 0.5) for w in widths] for _ in range(4))
+    running = [*means, *variances]
+    ys, statistics = batch_norm.forward(xs, weights, biases, running, None, training, EPS, True, 1.0, False)
+    grads = [channels_last(memory, tuple(x.shape), torch.float32) for x in xs]
+    of_each = [list(vectors) for vectors in batch_norm.of_each(xs, statistics, running, training)]
+    (grad,), sums, _ = batch_norm.backward(
+        grads, xs, ys, weights, biases, *of_each, training, EPS, True, False, 1.0, True
+    )
+    memory.check(outputs=3 + 2 * training + 3)
+    given = [[t.detach().requires_grad_() for t in group] for group in (xs, weights, biases)]
+    expected = [
+        batch_norm_relu_reference(*vectors, training, eps=EPS)
+        for vectors in zip(*given, [m.clone() for m in means], [v.clone() for v in variances], strict=True)
+    ]
+    torch.testing.assert_close(ys, expected)
+    found = torch.autograd.grad(expected, [t for group in given for t in group], grads)
+    torch.testing.assert_close(grad, torch.cat(found[:3], 1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(sums, torch.stack([torch.cat(found[6:]), torch.cat(found[3:6])]), rtol=1e-3, atol=1e-3)
 
 
 def test_out_is_a_slice_of_a_buffer() -> None:
