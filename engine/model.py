@@ -15,13 +15,16 @@ Feature maps for a 320×320 picture at width 1:
     head            average over the map, dropout, linear to the labels
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-import kernels
+from engine.block import Plan, inception_residual
+from engine.merged import Group, merged_weights
+from kernels import batch_norm
 
+EPS, MOMENTUM = 0.001, 0.1  # of every batch norm
 Conv = tuple[int, int | tuple[int, int], int, int | tuple[int, int]]  # channels out, kernel, stride, padding
 
 
@@ -32,10 +35,45 @@ class ConvNormRelu(nn.Module):
         super().__init__()
         channels, kernel, stride, padding = conv
         self.conv = nn.Conv2d(channels_in, channels, kernel, stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(channels, eps=0.001)
+        self.bn = nn.BatchNorm2d(channels, EPS, MOMENTUM)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu_(self.bn(self.conv(x)))
+    def groups(self) -> list[Group]:
+        return [[self.conv]]
+
+    def forward(self, x: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
+        (weight,) = merged_weights(self.groups(), x.dtype) if weights is None else weights
+        return normalized([self.bn], [convolved(self.conv, x, weight)])
+
+
+def convolved(conv: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
+    return torch.conv2d(x, weight, None, conv.stride, conv.padding)
+
+
+def vectors(norms: Sequence[nn.BatchNorm2d]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Weights, biases, and running means followed by running variances."""
+    running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
+    return [norm.weight for norm in norms], [norm.bias for norm in norms], [v for v in running if v is not None]
+
+
+def normalized(norms: Sequence[nn.BatchNorm2d], maps: Sequence[Tensor]) -> Tensor:
+    """relu(norm(map)) of each, side by side."""
+    y, statistics = batch_norm.normalize_joined(maps, *vectors(norms), norms[0].training, EPS)
+    if norms[0].training:
+        move_running(norms, of_each(norms, statistics))
+    return y
+
+
+def move_running(norms: Sequence[nn.BatchNorm2d], statistics: Sequence[Tensor]) -> None:
+    """Moves the running statistics towards those [3, C] of each norm's batch, all in one launch."""
+    _, _, running = vectors(norms)
+    with torch.no_grad():
+        torch._foreach_lerp_(running, [s[row] for row in (0, 2) for s in statistics], MOMENTUM)
+
+
+def of_each(norms: Sequence[nn.BatchNorm2d], statistics: Tensor) -> tuple[Tensor, ...]:
+    """Statistics [3, ΣC] of several norms, as those of each."""
+    parts: tuple[Tensor, ...] = torch.split(statistics, [norm.num_features for norm in norms], 1)
+    return parts
 
 
 def chain(channels_in: int, convs: Iterable[Conv]) -> nn.Module:
@@ -47,20 +85,38 @@ def chain(channels_in: int, convs: Iterable[Conv]) -> nn.Module:
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
-class InceptionResidual(nn.Module):
-    """relu(x + scale · conv1×1(concatenated branches)); figures 10, 11 and 13 of the paper."""
+def units(branch: nn.Module) -> list[ConvNormRelu]:
+    """The convolutions of a chain."""
+    return [module for module in branch.modules() if isinstance(module, ConvNormRelu)]
 
-    def __init__(self, channels: int, branches: list[list[Conv]], scale: float) -> None:
+
+class InceptionResidual(nn.Module):
+    """relu(x + scale · conv1×1(concatenated branches)); figures 10, 11 and 13 of the paper. See engine.block."""
+
+    def __init__(self, channels: int, branches: list[list[Conv]], scale: float, relu: bool = True) -> None:
         super().__init__()
-        self.scale = scale
-        self.branches = len(branches)
         for i, convs in enumerate(branches):
             self.add_module(f"branch{i}", chain(channels, convs))
         self.conv2d = nn.Conv2d(sum(convs[-1][0] for convs in branches), channels, 1)
+        chains = [units(self.get_submodule(f"branch{i}")) for i in range(len(branches))]
+        paddings = tuple(tuple(unit.conv.padding for unit in chain[1:]) for chain in chains)
+        self.plan = Plan(paddings, scale, relu, EPS)  # type: ignore[arg-type]
+        self.heads = [chain[0] for chain in chains]
+        self.others = [unit for chain in chains for unit in chain[1:]]
 
-    def forward(self, x: Tensor) -> Tensor:
-        mixed = torch.cat([self.get_submodule(f"branch{i}")(x) for i in range(self.branches)], 1)
-        return kernels.residual_add_relu(x, self.conv2d(mixed), self.scale)
+    def groups(self) -> list[Group]:
+        return [[unit.conv for unit in self.heads], *([unit.conv] for unit in self.others), [self.conv2d]]
+
+    def forward(self, x: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
+        head, *convs, tail = merged_weights(self.groups(), x.dtype) if weights is None else weights
+        norms = [unit.bn for unit in (*self.heads, *self.others)]
+        scales, biases, running = vectors(norms)
+        given = (scales, biases, running)
+        assert self.conv2d.bias is not None
+        y, statistics = inception_residual(self.plan, self.training, x, head, convs, tail, self.conv2d.bias, given)
+        if self.training:
+            move_running(norms, statistics)
+        return y
 
 
 class Reduction(nn.Module):
@@ -68,13 +124,36 @@ class Reduction(nn.Module):
 
     def __init__(self, channels: int, branches: list[list[Conv]]) -> None:
         super().__init__()
-        self.branches = len(branches)
         for i, convs in enumerate(branches):
             self.add_module(f"branch{i}", chain(channels, convs))
-        self.add_module(f"branch{self.branches}", nn.MaxPool2d(3, 2))
+        self.add_module(f"branch{len(branches)}", nn.MaxPool2d(3, 2))
+        self.chains = [units(self.get_submodule(f"branch{i}")) for i in range(len(branches))]
+        self.heads = [chain[0] for chain in self.chains if chain[0].conv.kernel_size == (1, 1)]
+        self.others = [unit for chain in self.chains for unit in chain if unit not in self.heads]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.get_submodule(f"branch{i}")(x) for i in range(self.branches + 1)], 1)
+    def groups(self) -> list[Group]:
+        return [[unit.conv for unit in self.heads], *([unit.conv] for unit in self.others)]
+
+    def forward(self, x: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
+        head, *rest = merged_weights(self.groups(), x.dtype) if weights is None else weights
+        weight_of = dict(zip(self.others, rest, strict=True))
+        norms = [unit.bn for unit in self.heads]
+        maps, statistics = batch_norm.normalize_split(torch.conv2d(x, head), *vectors(norms), self.training, EPS)
+        if self.training:
+            move_running(norms, of_each(norms, statistics))
+        after_head = dict(zip(self.heads, maps, strict=True))
+        last = []
+        for units_ in self.chains:
+            u = after_head.get(units_[0], x)
+            *before, end = [unit for unit in units_ if unit in weight_of]
+            for unit in before:
+                u = unit(u, [weight_of[unit]])
+            last.append(convolved(end.conv, u, weight_of[end]))
+        mixed = normalized([chain[-1].bn for chain in self.chains], last)
+        return torch.cat([mixed, torch.max_pool2d(x, 3, 2)], 1)
+
+
+Part = ConvNormRelu | InceptionResidual | Reduction
 
 
 class InceptionResNetV1(nn.Module):
@@ -161,18 +240,41 @@ class InceptionResNetV1(nn.Module):
         self.logits.bias.copy_(odds.log())
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] normalised pictures, H and W at least 75, to pooled features [N, 1792·width]."""
-        x = self.conv2d_2b(self.conv2d_2a(self.conv2d_1a(images)))
-        x = self.conv2d_4b(self.conv2d_4a(self.conv2d_3b(self.maxpool_3a(x))))
-        x = self.repeat_2(self.mixed_6a(self.repeat_1(x)))
-        x = self.repeat_3(self.mixed_7a(x))
-        pooled: Tensor = x.mean((2, 3))
+        """[N, 3, H, W] normalised pictures, H and W at least 75, to pooled features [N, 1792·width], float32.
+
+        Under autocast the convolutions compute in its dtype.
+        """
+        kind = images.device.type
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.conv2d_1a.conv.weight.dtype
+        if self.training:
+            torch._foreach_add_(self._counters(), 1)
+        with torch.autocast(kind, enabled=False):
+            parts = list(self.parts())
+            groups = [part.groups() for part in parts]
+            weights = iter(merged_weights([group for part in groups for group in part], half))
+            x = images.to(half, memory_format=torch.channels_last)
+            for part, own in zip(parts, groups, strict=True):
+                if part is self.conv2d_3b:
+                    x = self.maxpool_3a(x)
+                x = part(x, [next(weights) for _ in own])
+            pooled: Tensor = x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
         return pooled
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] normalised pictures to logits [N, labels]."""
-        logits: Tensor = self.logits(self.dropout(self.forward_features(images)))
+        """[N, 3, H, W] normalised pictures to logits [N, labels], float32."""
+        pooled = self.dropout(self.forward_features(images))
+        with torch.autocast(images.device.type, enabled=False):
+            logits: Tensor = self.logits(pooled)
         return logits
+
+    def parts(self) -> Iterator[Part]:
+        """All that has convolutions, in its order."""
+        yield from (self.conv2d_1a, self.conv2d_2a, self.conv2d_2b, self.conv2d_3b, self.conv2d_4a, self.conv2d_4b)
+        yield from (*self.repeat_1, self.mixed_6a, *self.repeat_2, self.mixed_7a, *self.repeat_3)
+
+    def _counters(self) -> list[Tensor]:
+        norms = (module for module in self.modules() if isinstance(module, nn.BatchNorm2d))
+        return [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
 
     def compilable(self) -> Iterator[nn.Module]:
         """The parts that are compiled one by one: equal blocks share one compilation."""

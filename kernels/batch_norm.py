@@ -711,6 +711,65 @@ class _Normalize(torch.autograd.Function):
         return None, None, None, None, None, residual, *grad_xs, *vectors, *[None] * ctx.kept
 
 
+class _NormalizeSplit(torch.autograd.Function):
+    """The normalised channel slices of one map, each a map of its own, and the statistics [3, C]."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: int, training: bool, eps: float, x: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
+        """`vectors`: weights, biases, then running means and variances, where these are kept."""
+        weights, biases, running = list(vectors[:maps]), list(vectors[maps : 2 * maps]), list(vectors[2 * maps :])
+        xs = list(torch.split(x, [len(weight) for weight in weights], 1))
+        ys, statistics = forward(xs, weights, biases, running, None, training, eps, True, 1.0, False)
+        ctx.maps, ctx.kept, ctx.options = maps, len(running), (training, eps)
+        saved = (*vectors[: 2 * maps], *([] if training else running))
+        ctx.save_for_backward(x, statistics, *ys, *saved)
+        ctx.mark_non_differentiable(statistics)
+        return *ys, statistics
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        k, (training, eps) = ctx.maps, ctx.options
+        x, statistics, *tensors = ctx.saved_tensors
+        ys, weights, biases = (tensors[i * k : (i + 1) * k] for i in range(3))
+        xs = list(torch.split(x, [len(weight) for weight in weights], 1))
+        means, spreads = of_each(xs, statistics, tensors[3 * k :], training)
+        vectors = (weights, biases, list(means), list(spreads))
+        (grad,), sums, _ = backward(list(grads[:k]), xs, ys, *vectors, training, eps, True, False, 1.0, True)
+        return None, None, None, grad, *[sums[i, part] for i in (1, 0) for part in slices(xs)], *[None] * ctx.kept
+
+
+def normalize_joined(
+    xs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    running: Sequence[Tensor],
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """batch_norm_relu_concat for a network that moves the running statistics of all its norms at once.
+
+    `running` has all means, then all variances. Nothing is checked; the statistics [3, ΣC] of the batch come with the
+    result: means, 1 / standard deviations, unbiased variances; [3, 0] without training.
+    """
+    tensors = (*xs, *weights, *biases, *running)
+    y: Tensor
+    y, statistics = _Normalize.apply(len(xs), training, eps, True, 1.0, None, *tensors)
+    return y, statistics
+
+
+def normalize_split(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    running: Sequence[Tensor],
+    training: bool,
+    eps: float,
+) -> tuple[list[Tensor], Tensor]:
+    """As normalize_joined, the other way round: x [N, ΣC, H, W] is what merged convolutions gave."""
+    *ys, statistics = _NormalizeSplit.apply(len(weights), training, eps, x, *weights, *biases, *running)
+    return ys, statistics
+
+
 def _check_map(name: str, x: Tensor, like: Tensor) -> None:
     check_floats(name, x)
     check_channels_last(name, x)
@@ -857,9 +916,7 @@ def batch_norm_relu_concat(
     """
     means, variances = list(running_means or []), list(running_vars or [])
     _check(xs, weights, biases, means, variances, training, momentum, eps)
-    tensors = (*xs, *weights, *biases, *means, *variances)
-    y: Tensor
-    y, statistics = _Normalize.apply(len(xs), training, eps, True, 1.0, None, *tensors)
+    y, statistics = normalize_joined(xs, weights, biases, [*means, *variances], training, eps)
     if training and means and y.numel():
         _keep(means, variances, statistics, momentum)
     return y

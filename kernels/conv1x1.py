@@ -106,15 +106,15 @@ def _conv1x1_residual_bwd_kernel(  # type: ignore[no-untyped-def]
         tl.store(sums_ptr + (program_row * channels + column), tl.sum(grad, 0), mask=column < channels)
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows(x: Tensor) -> Tensor:
     """[N, C, H, W] as its pixels, [N·H·W, C]: a view of channels-last memory, a copy of any other."""
     return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _map_like(rows: Tensor, x: Tensor) -> Tensor:
+def map_like(pixels: Tensor, x: Tensor) -> Tensor:
     """Pixels as the map that they make, with the batch, height and width of x."""
     n, _, h, w = x.shape
-    return rows.view(n, h, w, rows.shape[1]).permute(0, 3, 1, 2)
+    return pixels.view(n, h, w, pixels.shape[1]).permute(0, 3, 1, 2)
 
 
 def _empty_map(x: Tensor) -> Tensor:
@@ -134,7 +134,8 @@ def _precision() -> str:
 
 
 @torch.library.custom_op("manylabel::conv1x1_residual_relu", mutates_args=())
-def _forward(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: float, relu: bool) -> Tensor:
+def forward(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: float, relu: bool) -> Tensor:
+    """conv1x1_residual_relu for weight [C, K] in the dtype of x. Nothing is checked."""
     y = _empty_map(x)
     if not takes_triton(x):
         _forward_plain(x, branch, weight, bias, scale, y)
@@ -166,14 +167,14 @@ def _forward(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, sca
 def _forward_plain(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: float, y: Tensor) -> None:
     """Half precision is computed in float32: rounded once, and without the CPU's slow half products."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    joined = _rows(y) if y.dtype == dtype else y.new_empty(_rows(y).shape, dtype=dtype)
+    joined = rows(y) if y.dtype == dtype else y.new_empty(rows(y).shape, dtype=dtype)
     if bias is None:
-        joined.copy_(_rows(x))
+        joined.copy_(rows(x))
     else:
-        torch.add(_rows(x), bias.to(dtype), alpha=scale, out=joined)
-    _add_product(joined, _rows(branch).to(dtype), weight.to(dtype).t(), scale, keep=1)
+        torch.add(rows(x), bias.to(dtype), alpha=scale, out=joined)
+    _add_product(joined, rows(branch).to(dtype), weight.to(dtype).t(), scale, keep=1)
     if y.dtype != dtype:
-        _rows(y).copy_(joined)
+        rows(y).copy_(joined)
 
 
 def _add_product(out: Tensor, a: Tensor, b: Tensor, scale: float, keep: int) -> None:
@@ -185,7 +186,7 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor, scale: float, keep: int) -> 
 
 
 @torch.library.custom_op("manylabel::scaled_product", mutates_args=())
-def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+def scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
     """scale · (a @ b), rounded once."""
     out = a.new_empty(a.shape[0], b.shape[1], dtype=a.dtype if a.is_cuda else torch.promote_types(a.dtype, torch.float))
     _add_product(out, a.to(out.dtype), b.to(out.dtype), scale, keep=0)
@@ -193,7 +194,7 @@ def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 
 @torch.library.custom_op("manylabel::relu_backward_and_sums", mutates_args=())
-def _backward(grad: Tensor, y: Tensor, with_sums: bool) -> tuple[Tensor, Tensor]:
+def backward(grad: Tensor, y: Tensor, with_sums: bool) -> tuple[Tensor, Tensor]:
     """g, and its sums over the pixels [C], or nothing [0]."""
     out = _empty_map(y)
     nothing = y.new_empty(0, dtype=torch.promote_types(y.dtype, torch.float32))
@@ -214,17 +215,17 @@ def _backward(grad: Tensor, y: Tensor, with_sums: bool) -> tuple[Tensor, Tensor]
     return out, nothing if sums is None else sums.sum(0)
 
 
-@_forward.register_fake
+@forward.register_fake
 def _(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: float, relu: bool) -> Tensor:
     return _empty_map(x)
 
 
-@_scaled_product.register_fake
+@scaled_product.register_fake
 def _(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
 
 
-@_backward.register_fake
+@backward.register_fake
 def _(grad: Tensor, y: Tensor, with_sums: bool) -> tuple[Tensor, Tensor]:
     sums = y.new_empty(y.shape[1] if with_sums else 0, dtype=torch.promote_types(y.dtype, torch.float32))
     return _empty_map(y), sums
@@ -241,17 +242,17 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     weight, branch, y = ctx.saved_tensors
     _, for_branch, for_weight, for_bias, *_ = ctx.needs_input_grad
     if y is not None:
-        grad, sums = _backward(grad, y, for_bias)
+        grad, sums = backward(grad, y, for_bias)
     elif for_bias:
         sums = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
-    rows = _rows(grad) if for_branch or for_weight else grad
-    grad_branch = _map_like(_scaled_product(rows, weight, ctx.scale), grad) if for_branch else None
-    grad_weight = _scaled_product(rows.t(), _rows(branch), ctx.scale) if for_weight else None
+    pixels = rows(grad) if for_branch or for_weight else grad
+    grad_branch = map_like(scaled_product(pixels, weight, ctx.scale), grad) if for_branch else None
+    grad_weight = scaled_product(pixels.t(), rows(branch), ctx.scale) if for_weight else None
     grad_bias = (sums * ctx.scale).to(ctx.bias_dtype) if for_bias else None
     return grad, grad_branch, grad_weight, grad_bias, None, None
 
 
-_forward.register_autograd(_gradients, setup_context=_setup_context)
+forward.register_autograd(_gradients, setup_context=_setup_context)
 
 
 def _check(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -310,5 +311,5 @@ def conv1x1_residual_relu(
     """
     _check(x, branch, weight, bias)
     check_number("scale", scale, low=0)
-    y: Tensor = _forward(x, branch, weight.flatten(1).to(x.dtype), bias, scale, relu)
+    y: Tensor = forward(x, branch, weight.flatten(1).to(x.dtype), bias, scale, relu)
     return y
