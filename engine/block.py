@@ -185,8 +185,9 @@ class _Block(torch.autograd.Function):
         (grad_h,) = norms.backward(list(branches), [grads[b] for b in branches], joined=True)
         rows_h, rows_x = conv1x1.rows(grad_h), conv1x1.rows(x)
         room = conv1x1.rows(grad_x)
+        product = (rows_h, head.flatten(1))
         # What _tail_backward made with a ReLU is nobody else's, and takes the sum.
-        added = torch.addmm(room, rows_h, head.flatten(1), out=room if plan.relu else None)
+        added = room.addmm_(*product) if plan.relu else torch.addmm(room, *product)
         grad_head = torch.mm(rows_h.t(), rows_x).view_as(head)
         return (
             *(None, None, conv1x1.map_like(added, x), grad_head, grad_tail, grad_bias),

@@ -646,28 +646,28 @@ def backward(
     return [_join(grad_xs)] if joined else grad_xs, sums, grad_residual
 
 
-def _fake_statistics(xs: Sequence[Tensor], training: bool) -> Tensor:
+def _fake_vectors(xs: Sequence[Tensor], rows: int, channels: bool = True) -> Tensor:
     dtype = torch.promote_types(xs[0].dtype, torch.float32)
-    return xs[0].new_empty((3, sum(x.shape[1] for x in xs) if training else 0), dtype=dtype)
+    return xs[0].new_empty((rows, sum(x.shape[1] for x in xs) if channels else 0), dtype=dtype)
 
 
 @forward.register_fake
 def _(xs: Sequence[Tensor], *rest: Any) -> tuple[list[Tensor], Tensor]:
     *_, training, _, _, _, joined = rest
-    return _room(xs, joined), _fake_statistics(xs, training)
+    return _room(xs, joined), _fake_vectors(xs, 3, training)
 
 
 @_forward_into.register_fake
 def _(out: Tensor, x: Tensor, *rest: Any) -> Tensor:
     *_, training, _, _, _ = rest
-    return _fake_statistics([x], training)
+    return _fake_vectors([x], 3, training)
 
 
 @backward.register_fake
 def _(grads: Sequence[Tensor], xs: Sequence[Tensor], *rest: Any) -> tuple[list[Tensor], Tensor, Tensor]:
     *_, with_residual, _, joined = rest
     grad_residual = _allocate(xs[0], xs[0].shape[1]) if with_residual else xs[0].new_empty(0)
-    return _room(xs, joined), _fake_statistics(xs, True)[:2].clone(), grad_residual
+    return _room(xs, joined), _fake_vectors(xs, 2), grad_residual
 
 
 class _Normalize(torch.autograd.Function):
