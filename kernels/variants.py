@@ -47,7 +47,8 @@ _RESIDUAL = [
     ),
 ]
 
-_LOSS = {"x_ptr": "*T", "loss_ptr": "*fp32", "grad_ptr": "*T", "factor": "fp32", "n": "i64", "labels": "i32"}
+_LOSS = {"x_ptr": "*T", "loss_ptr": "*fp32", "grad_ptr": "*T", "n": "i64", "labels": "i32"}
+_LOSS |= dict.fromkeys(("factor", "kept"), "fp32")
 
 _LOSSES = [
     Variant(

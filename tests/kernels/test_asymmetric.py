@@ -102,6 +102,17 @@ def test_nan_and_infinity(device: str) -> None:
         assert got[0, 2] == math.inf
 
 
+def test_gradients_at_infinity(device: str) -> None:
+    """Those of the largest finite logits: half precision overflows on one sure mistake."""
+    targets = torch.tensor([[False, True, True, False]], device=device)
+    for form in FORMS:
+        grads = []
+        for size in (math.inf, 1e30):
+            logits = torch.tensor([[1.0, 1.0, -1.0, -1.0]], device=device).mul(size).requires_grad_()
+            grads += torch.autograd.grad(asymmetric_loss(logits, targets, *form, "sum"), logits)
+        torch.testing.assert_close(grads[0], grads[1])
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_samples_left_out_count_for_nothing(device: str, reduction: str) -> None:
     logits, targets = torch.randn(301, 13, device=device), torch.rand(301, 13, device=device) < 0.3

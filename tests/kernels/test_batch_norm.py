@@ -291,6 +291,7 @@ V = torch.ones(4)
         ({"scale": 0.5}, "scale is 0.5; without a residual it takes 1"),
         ({"out": X[:1]}, r"out has shape \(1, 4, 3, 3\)"),
         ({"out": X.clone(), "weight": V.clone().requires_grad_()}, "out takes no gradient"),
+        ({"out": X.clone().requires_grad_()}, "out takes no gradient"),
     ],
 )
 def test_wrong_argument(given: dict[str, Any], message: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from kernels import sigmoid_bce
+from kernels import asymmetric_loss, sigmoid_bce
 from kernels.bce import sigmoid_bce_reference
 
 Close = Callable[..., None]
@@ -236,7 +236,7 @@ def test_opcheck(reduction: str) -> None:
         args = (logits if with_grad else logits.detach(), targets, pos_weight, mask, 0.1, reduction, with_grad)
         torch.library.opcheck(torch.ops.manylabel.sigmoid_bce, args)
     upstream = torch.rand(6, 5) if reduction == "none" else torch.rand(())
-    torch.library.opcheck(torch.ops.manylabel.scale_gradient, (logits.detach(), upstream, reduction))
+    torch.library.opcheck(torch.ops.manylabel.scale_gradient, (logits.detach(), upstream, logits.detach(), 0.5))
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -298,3 +298,35 @@ def test_wrong_argument(
 def test_wrong_option(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sigmoid_bce(X, X, **given)
+
+
+@pytest.mark.parametrize("loss", [sigmoid_bce, asymmetric_loss])
+def test_any_byte_but_zero_counts(loss: Callable[..., Tensor], device: str) -> None:
+    logits, targets = torch.randn(4, 3, device=device), torch.rand(4, 3, device=device) < 0.5
+    mask = torch.tensor([255, 0, 7, 0], dtype=torch.uint8, device=device)
+    torch.testing.assert_close(loss(logits, targets, sample_mask=mask), loss(logits, targets, sample_mask=mask.bool()))
+
+
+@pytest.mark.parametrize("loss", [sigmoid_bce, asymmetric_loss])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_backward_twice(loss: Callable[..., Tensor], reduction: str) -> None:
+    """The kept gradient is handed out as it is; what comes upstream the next time still counts, and so does .grad."""
+    logits = torch.randn(5, 3, requires_grad=True)
+    value = loss(logits, torch.rand(5, 3), reduction=reduction)
+    one = torch.ones_like(value)
+    value.backward(one, retain_graph=True)
+    first = logits.grad.clone()
+    value.backward(one, retain_graph=True)
+    torch.testing.assert_close(logits.grad, 2 * first)
+    (third,) = torch.autograd.grad(value, logits, one * -3)
+    torch.testing.assert_close(third, -3 * first)
+
+
+@pytest.mark.parametrize("loss", [sigmoid_bce, asymmetric_loss])
+def test_second_derivatives_are_refused(loss: Callable[..., Tensor]) -> None:
+    """They would be wrong without a word: the kept gradient is a constant to autograd."""
+    weight = torch.randn(3, requires_grad=True)
+    logits = torch.randn(4, 3) * weight
+    (grad,) = torch.autograd.grad(loss(logits, torch.rand(4, 3)), weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="scale_gradient"):
+        grad.square().sum().backward()

@@ -35,9 +35,9 @@ SHAPES = [
 ]
 
 
-def channels_last(n: int, c: int, h: int, w: int, dtype: torch.dtype, wider: int = 0) -> Tensor:
+def channels_last(n: int, c: int, h: int, w: int, dtype: torch.dtype, wider: int = 0, device: str = "cpu") -> Tensor:
     """[n, c, h, w], as a slice of a map with `wider` more channels before it and behind it."""
-    values = torch.randn(n, h, w, c + 2 * wider).to(dtype)
+    values = torch.randn(n, h, w, c + 2 * wider).to(device, dtype)  # a slice would lose its gaps on the way
     return values.permute(0, 3, 1, 2)[:, wider : wider + c]
 
 
@@ -50,7 +50,7 @@ def tensors(
 ) -> tuple[Inputs, Tensor]:
     """x, branch, weight and bias, which take gradients, and a gradient from upstream."""
     n, c, k, h, w = shape
-    x, branch, upstream = (channels_last(n, channels, h, w, dtype, wider).to(device) for channels in (c, k, c))
+    x, branch, upstream = (channels_last(n, channels, h, w, dtype, wider, device) for channels in (c, k, c))
     weight, bias = (torch.randn(size).to(device, parameters or dtype) for size in ((c, k, 1, 1), (c,)))
     for tensor in (x, branch, weight, bias):
         tensor.requires_grad_()
@@ -121,7 +121,8 @@ def test_without_relu(device: str, dtype: torch.dtype, assert_close: Close) -> N
     assert (conv1x1_residual_relu(*inputs, SCALE, relu=False) < 0).any()
 
 
-def test_without_bias(device: str) -> None:
+def test_without_bias(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")  # the reference's convolution
     (x, branch, weight, _), upstream = tensors((2, 33, 9, 3, 5), torch.float32, device)
     results = []
     for op in (conv1x1_residual_relu, conv1x1_residual_relu_reference):

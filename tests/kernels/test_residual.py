@@ -212,6 +212,8 @@ X = torch.zeros(2, 4, 3, 3)
         ),
         (X, X, math.nan, "scale is nan; it takes a finite"),
         (X, X, -math.inf, "scale is -inf"),
+        (X, X, 1e39, r"scale is 1e\+39; it takes a finite number that float32 can hold"),
+        (X, X, 10**400, "scale is 1000"),
         (X, X, -0.1, "scale is -0.1; it takes a number of 0 or more"),
         (X, X, torch.ones(()), "scale is a Tensor; it takes a Python number"),
     ],
