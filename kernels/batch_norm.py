@@ -486,26 +486,26 @@ def _forward_torch(
 ) -> tuple[list[Tensor], Tensor]:
     """A result for each map, and the statistics as of _forward_triton."""
     dtype = torch.promote_types(xs[0].dtype, torch.float32)
-    total = sum(x.shape[1] for x in xs) if training else 0
-    statistics = torch.zeros((3, total), dtype=dtype, device=xs[0].device)
-    ys = []
-    for i, (x, weight, bias, part) in enumerate(zip(xs, weights, biases, slices(xs), strict=True)):
+    ys, found = [], []
+    for i, (x, weight, bias) in enumerate(zip(xs, weights, biases, strict=True)):
         x = x.contiguous(memory_format=torch.channels_last)  # torch's kernel is many times slower on a slice
         if not x.numel():
-            y = torch.empty_like(x)
+            y = x + 0 * (weight.sum() + bias.sum())  # nothing, with gradients of 0
+            found.append(torch.zeros((3, len(weight)), dtype=dtype, device=x.device))
         elif training:
             # With a momentum of 1 the running statistics are the batch's, unbiased variance included.
-            mean, rstd, var = statistics[:, part]
-            y, batch_mean, batch_rstd = torch.native_batch_norm(x, weight, bias, mean, var, True, 1.0, eps)
-            mean.copy_(batch_mean)
-            rstd.copy_(batch_rstd)
+            mean, var = (torch.zeros(len(weight), dtype=dtype) for _ in range(2))
+            y, _, rstd = torch.native_batch_norm(x, weight, bias, mean, var, True, 1.0, eps)
+            found.append(torch.stack((mean, rstd, var)))
         else:
             mean, var = running[i], running[len(xs) + i]
             y = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
         if residual is not None:
             y = torch.addcmul(residual, y, y.new_ones(()), value=scale)
         ys.append(y.relu_() if relu else y)
-    return ys, statistics
+    if not training:
+        return ys, torch.empty((3, 0), dtype=dtype, device=xs[0].device)
+    return ys, found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 # Lists, so that one launch takes several maps. Gradients are _Normalize's, not torch.library's, whose way through
@@ -711,6 +711,26 @@ class _Normalize(torch.autograd.Function):
         return None, None, None, None, None, residual, *grad_xs, *vectors, *[None] * ctx.kept
 
 
+def _normalize(
+    xs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    running: Sequence[Tensor],
+    residual: Tensor | None,
+    training: bool,
+    eps: float,
+    relu: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    if residual is None and not takes_triton(xs[0]):
+        # Plain torch has gradients of its own, and none of the cost of an operator's dispatch.
+        ys, statistics = _forward_torch(xs, weights, biases, running, residual, training, eps, relu, scale)
+        return _join(ys), statistics
+    y: Tensor
+    y, statistics = _Normalize.apply(len(xs), training, eps, relu, scale, residual, *xs, *weights, *biases, *running)
+    return y, statistics
+
+
 class _NormalizeSplit(torch.autograd.Function):
     """The normalised channel slices of one map, each a map of its own, and the statistics [3, C]."""
 
@@ -751,10 +771,7 @@ def normalize_joined(
     `running` has all means, then all variances. Nothing is checked; the statistics [3, ΣC] of the batch come with the
     result: means, 1 / standard deviations, unbiased variances; [3, 0] without training.
     """
-    tensors = (*xs, *weights, *biases, *running)
-    y: Tensor
-    y, statistics = _Normalize.apply(len(xs), training, eps, True, 1.0, None, *tensors)
-    return y, statistics
+    return _normalize(xs, weights, biases, running, None, training, eps, True, 1.0)
 
 
 def normalize_split(
@@ -872,8 +889,7 @@ def batch_norm_relu(
         raise ValueError(f"scale is {scale}; without a residual it takes 1")
     y: Tensor
     if out is None:
-        tensors = (x, weight, bias, *means, *variances)
-        y, statistics = _Normalize.apply(1, training, eps, relu, scale, residual, *tensors)
+        y, statistics = _normalize([x], [weight], [bias], [*means, *variances], residual, training, eps, relu, scale)
     else:
         _check_out(out, x, (x, weight, bias, residual))
         y, running = out, [*means, *variances]

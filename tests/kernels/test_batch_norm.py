@@ -262,7 +262,8 @@ def test_compiles_without_a_break(backend: str) -> None:
         step = torch.compile(module, backend=backend, fullgraph=True) if compiled else module
         y = step(x)
         results.append([y, *torch.autograd.grad(y.square().sum(), list(module.parameters())), *module.buffers()])
-    torch.testing.assert_close(results[1], results[0])
+    # inductor sums up in another order
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-4)
 
 
 X = torch.zeros(2, 4, 3, 3).to(memory_format=CHANNELS_LAST)

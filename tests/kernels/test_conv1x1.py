@@ -122,7 +122,7 @@ def test_without_relu(device: str, dtype: torch.dtype, assert_close: Close) -> N
 
 
 def test_without_bias(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")  # the reference's convolution
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # in the reference's convolution
     (x, branch, weight, _), upstream = tensors((2, 33, 9, 3, 5), torch.float32, device)
     results = []
     for op in (conv1x1_residual_relu, conv1x1_residual_relu_reference):
