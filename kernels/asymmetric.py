@@ -31,12 +31,14 @@ from kernels.bce import (
     inner_reduction,
     kept_factor,
     log1p,
+    loss_passes,
     masked_mean,
     reduce_reference,
     room_for_results,
     setup_context,
 )
 from kernels.launch import takes_triton
+from kernels.traffic import Pass, declares
 from kernels.tuning import ASYMMETRIC_LOSS
 
 _TINY = tl.constexpr(1e-37)  # a float32; stands for r where it is 0: a logarithm or quotient that is not used
@@ -194,6 +196,12 @@ def _forward_cpu(
 @_forward.register_fake
 def _(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return fake_loss(logits, *rest[-2:])
+
+
+@declares("asymmetric_loss")
+def _(logits: Tensor, targets: Tensor, sample_mask: Tensor | None, *rest: Any) -> list[Pass]:
+    *_, reduction, with_grad = rest
+    return loss_passes(logits, ASYMMETRIC_LOSS, with_grad, reduction, targets, sample_mask)
 
 
 _forward.register_autograd(gradients, setup_context=setup_context)

@@ -41,6 +41,7 @@ from kernels.arguments import (
     row_pitch,
 )
 from kernels.launch import takes_triton
+from kernels.traffic import DECLARED, Pass, declares, size
 from kernels.tuning import BATCH_NORM, BATCH_NORM_COMBINE, BATCH_NORM_NARROW, BATCH_NORM_PROGRAMS, Launch
 
 
@@ -668,6 +669,45 @@ def _(grads: Sequence[Tensor], xs: Sequence[Tensor], *rest: Any) -> tuple[list[T
     *_, with_residual, _, joined = rest
     grad_residual = _allocate(xs[0], xs[0].shape[1]) if with_residual else xs[0].new_empty(0)
     return _room(xs, joined), _fake_vectors(xs, 2), grad_residual
+
+
+@declares("batch_norm_relu")
+def _(
+    xs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    running: Sequence[Tensor],
+    residual: Tensor | None,
+    training: bool,
+    *_: Any,
+) -> list[Pass]:
+    grid = _grid(xs)
+    vectors = size(*weights, *biases) + 2 * 4 * grid.total
+    normalize = Pass(size(*xs, residual) + vectors, size(*xs))
+    return [*_sum_passes(grid, size(*xs), 3), normalize] if training else [normalize]
+
+
+def _sum_passes(grid: _Grid, read: int, rows: int) -> list[Pass]:
+    """The sums of the programs, and these joined to [rows, ΣC]."""
+    parts = 4 * 2 * grid.total * grid.chunks
+    return [Pass(read, parts), Pass(parts, 4 * rows * grid.total)]
+
+
+@declares("batch_norm_relu_into")
+def _(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> list[Pass]:
+    declared: list[Pass] = DECLARED["manylabel::batch_norm_relu"]([x], [weight], [bias], *rest)
+    return declared
+
+
+@declares("batch_norm_relu_backward")
+def _(grads: Sequence[Tensor], xs: Sequence[Tensor], ys: Sequence[Tensor], *rest: Any) -> list[Pass]:
+    *_, training, _, _, with_residual, _, _ = rest
+    grid = _grid(xs)
+    maps = size(*grads, *xs, *(ys if with_residual else []))
+    vectors = 4 * 4 * grid.total
+    used = 2 * 4 * grid.total if training else 0
+    gradients = Pass(maps + vectors + used, size(*xs) * (2 if with_residual else 1))
+    return [*_sum_passes(grid, maps + vectors, 2), gradients]
 
 
 class _Normalize(torch.autograd.Function):

@@ -24,6 +24,7 @@ from torch.nn.functional import softplus
 
 from kernels.arguments import FLOATS, check_constant, check_floats, check_number
 from kernels.launch import takes_triton
+from kernels.traffic import Pass, declares, size
 from kernels.tuning import SIGMOID_BCE, Launch
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -269,6 +270,32 @@ def fake_loss(logits: Tensor, reduction: str, with_grad: bool) -> tuple[Tensor, 
 @scale_gradient.register_fake
 def _(grad: Tensor, upstream: Tensor, logits: Tensor, factor: float) -> Tensor:
     return torch.empty_like(grad)
+
+
+def loss_passes(logits: Tensor, launch: Launch, with_grad: bool, reduction: str, *inputs: Tensor | None) -> list[Pass]:
+    """What a loss launches: itself, and a sum of its programs' sums where there are several."""
+    programs = triton.cdiv(logits.numel(), launch.blocks["BLOCK"])
+    written = 4 * (logits.numel() if reduction == "none" else programs) + (size(logits) if with_grad else 0)
+    first = Pass(size(logits, *inputs), written)
+    return [first] if reduction == "none" or programs == 1 else [first, Pass(4 * programs, 4, library=True)]
+
+
+@declares("sigmoid_bce")
+def _(
+    logits: Tensor,
+    targets: Tensor,
+    pos_weight: Tensor | None,
+    sample_mask: Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+    with_grad: bool,
+) -> list[Pass]:
+    return loss_passes(logits, SIGMOID_BCE, with_grad, reduction, targets, pos_weight, sample_mask)
+
+
+@declares("scale_gradient")
+def _(grad: Tensor, upstream: Tensor, logits: Tensor, factor: float) -> list[Pass]:
+    return [Pass(size(grad, upstream), size(grad))]
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from kernels.arguments import check_channels_last, check_floats, check_number, is_channels_last, row_pitch
 from kernels.launch import INTERPRETED, takes_triton
+from kernels.traffic import Pass, declares, size
 from kernels.tuning import CONV1X1_DEEP, CONV1X1_FLOAT32, CONV1X1_MASK, CONV1X1_SHALLOW, Launch
 
 
@@ -229,6 +230,25 @@ def _(a: Tensor, b: Tensor, scale: float) -> Tensor:
 def _(grad: Tensor, y: Tensor, with_sums: bool) -> tuple[Tensor, Tensor]:
     sums = y.new_empty(y.shape[1] if with_sums else 0, dtype=torch.promote_types(y.dtype, torch.float32))
     return _empty_map(y), sums
+
+
+@declares("conv1x1_residual_relu")
+def _(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: float, relu: bool) -> list[Pass]:
+    return [Pass(size(x, branch, weight, bias), size(x))]
+
+
+@declares("scaled_product")
+def _(a: Tensor, b: Tensor, scale: float) -> list[Pass]:
+    return [Pass(size(a, b), a.shape[0] * b.shape[1] * a.dtype.itemsize, library=True)]
+
+
+@declares("relu_backward_and_sums")
+def _(grad: Tensor, y: Tensor, with_sums: bool) -> list[Pass]:
+    n, channels, h, w = y.shape
+    parts = 4 * channels * triton.cdiv(n * h * w, CONV1X1_MASK.blocks["BLOCK_ROWS"])
+    if not with_sums:
+        return [Pass(size(grad, y), size(y))]
+    return [Pass(size(grad, y), size(y) + parts), Pass(parts, 4 * channels, library=True)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

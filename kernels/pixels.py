@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kernels.arguments import FLOATS, check_number
 from kernels.launch import takes_triton
+from kernels.traffic import Pass, declares, size
 from kernels.tuning import NORMALIZE
 
 
@@ -64,6 +65,11 @@ def _forward(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype:
 @_forward.register_fake
 def _(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
     return _allocate(pixels, dtype)
+
+
+@declares("normalize")
+def _(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> list[Pass]:
+    return [Pass(size(pixels), pixels.numel() * dtype.itemsize)]
 
 
 def _allocate(pixels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kernels.arguments import check_dense, check_floats, check_like, check_number, same_layout
 from kernels.launch import takes_triton
+from kernels.traffic import Pass, declares, size
 from kernels.tuning import RESIDUAL_ADD_RELU
 
 
@@ -93,6 +94,16 @@ def _(x: Tensor, branch: Tensor, scale: float, relu: bool) -> Tensor:
 @_backward.register_fake
 def _(grad: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(y), torch.empty_like(y)
+
+
+@declares("residual_add_relu")
+def _(x: Tensor, branch: Tensor, scale: float, relu: bool) -> list[Pass]:
+    return [Pass(size(x, branch), size(x))]
+
+
+@declares("residual_add_relu_backward")
+def _(grad: Tensor, y: Tensor, scale: float) -> list[Pass]:
+    return [Pass(size(grad, y), 2 * size(y))]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float, bool], output: Tensor) -> None:
