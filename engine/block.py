@@ -1,4 +1,4 @@
-"""A residual Inception block, forward and backward, in as few passes over memory as its parts allow.
+"""Residual Inception blocks, forward and backward, in as few passes over memory as their parts allow.
 
     h     = conv1×1(x, head)                                    all branches' first convolutions, merged into one
     u     = relu(norm(h_b)), relu(norm(conv(u))), ...           along each branch
@@ -6,8 +6,8 @@
     y     = relu(x + scale · (conv1×1(mixed, tail) + bias))     the join in the epilogue of the product
 
 The backward pass is written out, since autograd cannot know what belongs together: the gradients of the merged
-convolution's slices are written side by side, and its product with the weights is added to the residual connection's
-gradient where that lies, in the epilogue of the product.
+convolution's slices are written side by side; its product with the weights takes the residual connection's gradient,
+the mask of the ReLU before it and the sums of the bias before that in its epilogue.
 
 Source: Szegedy et al. 2016, arXiv:1602.07261, figures 10, 11 and 13; Ioffe and Szegedy 2015, arXiv:1502.03167.
 """
@@ -41,6 +41,25 @@ class Plan:
     scale: float
     relu: bool
     eps: float
+
+    @property
+    def chained(self) -> int:
+        """Convolutions after the branches' first ones and before the last."""
+        return sum(map(len, self.chains))
+
+    @property
+    def norms(self) -> int:
+        return len(self.chains) + self.chained
+
+    @property
+    def last(self) -> list[int]:
+        """Numbers of the norms that make the mixed map."""
+        return [self.units(branch)[-1] for branch in range(len(self.chains))]
+
+    @property
+    def inner(self) -> list[int]:
+        """Numbers of the others."""
+        return [i for i in range(self.norms) if i not in self.last]
 
     def units(self, branch: int) -> list[int]:
         """Numbers of a branch's norms, in its order. The first of all branches come first, then branch after branch."""
@@ -90,126 +109,149 @@ class _Norms:
         return grad_xs
 
 
-class _Block(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        plan: Plan,
-        training: bool,
-        x: Tensor,
-        head: Tensor,
-        tail: Tensor,
-        bias: Tensor,
-        *rest: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """`rest`: weights of the other convolutions; weights, biases, running means and variances of the norms.
+@dataclass(frozen=True, slots=True)
+class _Tensors:
+    """Weights and vectors of one block, in the order in which autograd is given them."""
 
-        Returns y and the statistics of each norm of the batch, [3, C], by number.
-        """
-        branches = range(len(plan.chains))
-        chained = sum(map(len, plan.chains))
-        count = chained + len(plan.chains)
-        convs, vectors = rest[:chained], rest[chained:]
-        norms = _Norms(plan, training, vectors[:count], vectors[count : 2 * count])
-        running = vectors[2 * count :]
-        found: dict[int, Tensor] = {}
-
-        def normalize(units: list[int], joined: bool) -> list[Tensor]:
-            ys, statistics = norms.forward(units, running, joined)
-            if training:
-                parts = batch_norm.slices([norms.raw[i] for i in units])
-                found.update({i: statistics[:, part] for i, part in zip(units, parts, strict=True)})
-            return ys
-
-        h = conv2d(x, head)
-        norms.raw.update(enumerate(torch.split(h, [len(norms.weights[b]) for b in branches], 1)))
-        normalize([b for b in branches if plan.chains[b]], joined=False)
-        for b in branches:
-            units = plan.units(b)
-            for i, unit in enumerate(units[1:]):
-                conv = convs[unit - len(plan.chains)]
-                norms.raw[unit] = conv2d(norms.out[units[i]], conv, padding=plan.chains[b][i])
-                if unit != units[-1]:
-                    normalize([unit], joined=False)
-        last = [plan.units(b)[-1] for b in branches]
-        (mixed,) = normalize(last, joined=True)
-        y = conv1x1.forward(x, mixed, tail.flatten(1), bias, plan.scale, plan.relu)
-        inner = [i for i in range(count) if i not in last]
-        ctx.plan, ctx.training = plan, training
-        ctx.save_for_backward(
-            *(x, h, mixed, y, head, tail, *convs, *vectors[: 2 * count]),
-            *(norms.raw[i] for i in range(len(plan.chains), count)),
-            *(norms.out[i] for i in inner),
-            *(norms.mean[i] for i in range(count)),
-            *(norms.spread[i] for i in range(count)),
-        )
-        statistics = tuple(found[i] for i in range(count)) if training else ()
-        ctx.mark_non_differentiable(*statistics)
-        return y, *statistics
+    head: Tensor
+    tail: Tensor
+    bias: Tensor
+    convs: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor]
+    running: Sequence[Tensor]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        plan: Plan = ctx.plan
-        branches = range(len(plan.chains))
-        chained = sum(map(len, plan.chains))
-        count = chained + len(plan.chains)
-        last = [plan.units(b)[-1] for b in branches]
-        inner = [i for i in range(count) if i not in last]
-        x, h, mixed, y, head, tail, *saved = ctx.saved_tensors
-        sizes = [chained, count, count, chained, len(inner), count, count]
-        edges = pairwise(accumulate(sizes, initial=0))
-        convs, weights, biases, raws, outs, means, spreads = (saved[a:b] for a, b in edges)
-        norms = _Norms(plan, ctx.training, weights, biases)
-        widths = [len(weights[b]) for b in branches]
-        norms.raw.update({**dict(enumerate(torch.split(h, widths, 1))), **dict(enumerate(raws, len(branches)))})
-        norms.out.update(zip(inner, outs, strict=True))
-        norms.out.update(zip(last, torch.split(mixed, [len(weights[i]) for i in last], 1), strict=True))
-        norms.mean.update(enumerate(means))
-        norms.spread.update(enumerate(spreads))
+    def count(plan: Plan) -> int:
+        return 3 + plan.chained + 4 * plan.norms
 
-        grad_x, grad_mixed, grad_tail, grad_bias = _tail_backward(grad, y, mixed, tail, plan)
-        at_last = dict(zip(last, torch.split(grad_mixed, [len(weights[i]) for i in last], 1), strict=True))
-        grad_convs: dict[int, Tensor] = {}
-        grads: dict[int, Tensor] = {b: at_last[b] for b in branches if b in at_last}
-        ends = [i for i in last if i >= len(branches)]
-        grad_raw = dict(zip(ends, norms.backward(ends, [at_last[i] for i in ends], joined=False), strict=True))
-        for b in branches:
-            units = plan.units(b)
-            for i in range(len(units) - 1, 0, -1):
-                conv = units[i] - len(branches)
-                grads[units[i - 1]], grad_convs[conv] = _conv_backward(
-                    grad_raw[units[i]], norms.out[units[i - 1]], convs[conv], plan.chains[b][i - 1]
-                )
-                if i > 1:
-                    (grad_raw[units[i - 1]],) = norms.backward([units[i - 1]], [grads[units[i - 1]]], joined=False)
-        (grad_h,) = norms.backward(list(branches), [grads[b] for b in branches], joined=True)
-        rows_h, rows_x = conv1x1.rows(grad_h), conv1x1.rows(x)
-        room = conv1x1.rows(grad_x)
-        product = (rows_h, head.flatten(1))
-        # What _tail_backward made with a ReLU is nobody else's, and takes the sum.
-        added = room.addmm_(*product) if plan.relu else torch.addmm(room, *product)
-        grad_head = torch.mm(rows_h.t(), rows_x).view_as(head)
-        return (
-            *(None, None, conv1x1.map_like(added, x), grad_head, grad_tail, grad_bias),
-            *(grad_convs[i] for i in range(chained)),
-            *(norms.grad_weight[i] for i in range(count)),
-            *(norms.grad_bias[i] for i in range(count)),
-            *[None] * (2 * count),
-        )
+    @staticmethod
+    def of(plan: Plan, tensors: Sequence[Tensor]) -> "_Tensors":
+        head, tail, bias, *rest = tensors
+        n = plan.norms
+        convs, vectors = rest[: plan.chained], rest[plan.chained :]
+        return _Tensors(head, tail, bias, convs, vectors[:n], vectors[n : 2 * n], vectors[2 * n :])
 
 
-def _tail_backward(
-    grad: Tensor, y: Tensor, mixed: Tensor, tail: Tensor, plan: Plan
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the residual connection, of the mixed branches, of the last convolution's weight and bias."""
-    if plan.relu:
-        grad, sums = conv1x1.backward(grad, y, True)
-    else:
-        sums = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
+def _forward(plan: Plan, training: bool, x: Tensor, given: _Tensors) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """y, what the backward pass needs, and in training the statistics of the norms."""
+    branches = range(len(plan.chains))
+    norms = _Norms(plan, training, given.weights, given.biases)
+    found: dict[int, Tensor] = {}
+
+    def normalize(units: list[int], joined: bool) -> list[Tensor]:
+        ys, statistics = norms.forward(units, given.running, joined)
+        if training:
+            parts = batch_norm.slices([norms.raw[i] for i in units])
+            found.update({i: statistics[:, part] for i, part in zip(units, parts, strict=True)})
+        return ys
+
+    h = conv2d(x, given.head)
+    norms.raw.update(enumerate(torch.split(h, [len(norms.weights[b]) for b in branches], 1)))
+    normalize([b for b in branches if plan.chains[b]], joined=False)
+    for b in branches:
+        units = plan.units(b)
+        for i, unit in enumerate(units[1:]):
+            conv = given.convs[unit - len(plan.chains)]
+            norms.raw[unit] = conv2d(norms.out[units[i]], conv, padding=plan.chains[b][i])
+            if unit != units[-1]:
+                normalize([unit], joined=False)
+    (mixed,) = normalize(plan.last, joined=True)
+    y = conv1x1.forward(x, mixed, given.tail.flatten(1), given.bias, plan.scale, plan.relu)
+    everyone = range(plan.norms)
+    saved = [x, h, mixed, y, given.head, given.tail, *given.convs, *given.weights, *given.biases]
+    saved += [norms.raw[i] for i in everyone[len(branches) :]] + [norms.out[i] for i in plan.inner]
+    saved += [norms.mean[i] for i in everyone] + [norms.spread[i] for i in everyone]
+    return y, saved, [found[i] for i in everyone] if training else []
+
+
+def _saved_count(plan: Plan) -> int:
+    return 6 + 2 * plan.chained + 4 * plan.norms + len(plan.inner)
+
+
+def _backward(
+    plan: Plan, training: bool, grad: Tensor, sums: Tensor, everything: Sequence[Tensor], first: bool
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """The gradient of x, its sums over the pixels, and the gradients of the block's own tensors.
+
+    `grad` is that of what the ReLU was given, `sums` [C] its sums over the pixels. So is the gradient of x, unless this
+    is the first block: x came out of the ReLU of the block before.
+    """
+    branches, n = range(len(plan.chains)), plan.norms
+    x, h, mixed, _, head, tail, *saved = everything
+    sizes = [plan.chained, n, n, plan.chained, len(plan.inner), n, n]
+    edges = pairwise(accumulate(sizes, initial=0))
+    convs, weights, biases, raws, outs, means, spreads = (saved[a:b] for a, b in edges)
+    norms = _Norms(plan, training, weights, biases)
+    last_widths = [len(weights[i]) for i in plan.last]
+    norms.raw.update(enumerate(torch.split(h, [len(weights[b]) for b in branches], 1)))
+    norms.raw.update(enumerate(raws, len(branches)))
+    norms.out.update(zip(plan.inner, outs, strict=True))
+    norms.out.update(zip(plan.last, torch.split(mixed, last_widths, 1), strict=True))
+    norms.mean.update(enumerate(means))
+    norms.spread.update(enumerate(spreads))
+
     rows = conv1x1.rows(grad)
     grad_mixed = conv1x1.map_like(conv1x1.scaled_product(rows, tail.flatten(1), plan.scale), grad)
     grad_tail = conv1x1.scaled_product(rows.t(), conv1x1.rows(mixed), plan.scale).view_as(tail)
-    return grad, grad_mixed, grad_tail, sums * plan.scale
+    grads = dict(zip(plan.last, torch.split(grad_mixed, last_widths, 1), strict=True))
+    ends = [i for i in plan.last if i >= len(branches)]
+    grad_raw = dict(zip(ends, norms.backward(ends, [grads[i] for i in ends], joined=False), strict=True))
+    grad_convs: dict[int, Tensor] = {}
+    for b in branches:
+        units = plan.units(b)
+        for i in range(len(units) - 1, 0, -1):
+            before, conv = units[i - 1], units[i] - len(branches)
+            grads[before], grad_convs[conv] = _conv_backward(
+                grad_raw[units[i]], norms.out[before], convs[conv], plan.chains[b][i - 1]
+            )
+            if i > 1:
+                (grad_raw[before],) = norms.backward([before], [grads[before]], joined=False)
+    (grad_h,) = norms.backward(list(branches), [grads[b] for b in branches], joined=True)
+    grad_head = torch.mm(conv1x1.rows(grad_h).t(), conv1x1.rows(x)).view_as(head)
+    if first:
+        grad_x, sums_x = conv1x1.map_like(torch.addmm(rows, conv1x1.rows(grad_h), head.flatten(1)), x), None
+    else:
+        grad_x, sums_x = conv1x1.input_gradient(grad, grad_h, head.flatten(1), x)
+    own = [grad_head, grad_tail, sums * plan.scale, *(grad_convs[i] for i in range(plan.chained))]
+    own += [norms.grad_weight[i] for i in range(n)] + [norms.grad_bias[i] for i in range(n)]
+    return grad_x, sums_x, own
+
+
+class _Stage(torch.autograd.Function):
+    """Blocks one after the other. Together, since a block's backward pass ends with the ReLU of the one before."""
+
+    @staticmethod
+    def forward(ctx: Any, plans: tuple[Plan, ...], training: bool, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        saved, statistics = [], []
+        at = 0
+        for plan in plans:
+            given = _Tensors.of(plan, tensors[at : at + _Tensors.count(plan)])
+            x, kept, found = _forward(plan, training, x, given)
+            saved += kept
+            statistics += found
+            at += _Tensors.count(plan)
+        ctx.plans, ctx.training = plans, training
+        ctx.save_for_backward(*saved)
+        ctx.mark_non_differentiable(*statistics)
+        return x, *statistics
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        plans: tuple[Plan, ...] = ctx.plans
+        edges = list(accumulate((_saved_count(plan) for plan in plans), initial=0))
+        saved = ctx.saved_tensors
+        own: list[list[Tensor | None]] = []
+        sums: Tensor | None = None
+        for number in reversed(range(len(plans))):
+            plan, everything = plans[number], saved[edges[number] : edges[number + 1]]
+            if sums is None and plan.relu:
+                grad, sums = conv1x1.backward(grad, everything[3], True)
+            elif sums is None:
+                sums = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
+            grad, sums, grads = _backward(plan, ctx.training, grad, sums, everything, first=number == 0)
+            own.insert(0, [*grads, *[None] * (2 * plan.norms)])
+        return None, None, grad, *(g for grads in own for g in grads)
 
 
 def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
@@ -219,31 +261,22 @@ def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, padding: Padding) ->
     return grad_x, grad_weight
 
 
-def inception_residual(
-    plan: Plan,
-    training: bool,
-    x: Tensor,
-    head: Tensor,
-    convs: Sequence[Tensor],
-    tail: Tensor,
-    bias: Tensor,
-    norms: Sequence[Sequence[Tensor]],
+def inception_stage(
+    plans: tuple[Plan, ...], training: bool, x: Tensor, tensors: Sequence[Sequence[Tensor]]
 ) -> tuple[Tensor, list[Tensor]]:
-    """A residual Inception block.
+    """Residual Inception blocks one after the other.
 
     Args:
-        plan: its structure.
+        plans: of each block. Only the last may be without a ReLU.
         training: whether the norms take the batch's statistics.
-        x: [N, C, H, W] channels-last, float32, float16 or bfloat16.
-        head: [ΣC_b, C, 1, 1] in the dtype of x, the branches' first convolutions side by side.
-        convs: weights of the other convolutions of the branches, branch after branch, in the dtype of x.
-        tail: [C, K, 1, 1] in the dtype of x.
-        bias: [C] float32.
-        norms: weights, biases, running means and running variances, float32, of the branches' first norms, then of
-            the others as in convs.
+        x: [N, C, H, W] channels-last, float32, float16 or bfloat16, on the CPU float64 too.
+        tensors: of each block, `head` [ΣC_b, C, 1, 1], its branches' first convolutions side by side; `tail`
+            [C, K, 1, 1]; its bias [C]; the other convolutions, branch after branch; then weights, biases, running means
+            and running variances of the norms, first those of the branches' first convolutions, then as the others. All
+            but the vectors are in the dtype of x; these are float32 beside half precision.
 
     Returns:
-        y as x, and in training the statistics [3, C] of each norm as kernels.batch_norm has them.
+        y as x, and in training the statistics [3, C] of every norm as kernels.batch_norm has them.
     """
-    y, *statistics = _Block.apply(plan, training, x, head, tail, bias, *convs, *(v for kind in norms for v in kind))
+    y, *statistics = _Stage.apply(plans, training, x, *(t for own in tensors for t in own))
     return y, statistics

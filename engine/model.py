@@ -15,12 +15,12 @@ Feature maps for a 320×320 picture at width 1:
     head            average over the map, dropout, linear to the labels
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from engine.block import Plan, inception_residual
+from engine.block import Plan, inception_stage
 from engine.merged import Group, merged_weights
 from kernels import batch_norm
 
@@ -107,16 +107,36 @@ class InceptionResidual(nn.Module):
     def groups(self) -> list[Group]:
         return [[unit.conv for unit in self.heads], *([unit.conv] for unit in self.others), [self.conv2d]]
 
+    def norms(self) -> list[nn.BatchNorm2d]:
+        return [unit.bn for unit in (*self.heads, *self.others)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return stage([self], x, merged_weights(self.groups(), x.dtype))
+
+
+class Stage(nn.Sequential):
+    """Blocks one after the other, in one pass; see engine.block."""
+
+    def groups(self) -> list[Group]:
+        return [group for block in self for group in block.groups()]  # type: ignore[operator]
+
     def forward(self, x: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
-        head, *convs, tail = merged_weights(self.groups(), x.dtype) if weights is None else weights
-        norms = [unit.bn for unit in (*self.heads, *self.others)]
-        scales, biases, running = vectors(norms)
-        given = (scales, biases, running)
-        assert self.conv2d.bias is not None
-        y, statistics = inception_residual(self.plan, self.training, x, head, convs, tail, self.conv2d.bias, given)
-        if self.training:
-            move_running(norms, statistics)
-        return y
+        return stage(list(self), x, merged_weights(self.groups(), x.dtype) if weights is None else weights)  # type: ignore[arg-type]
+
+
+def stage(blocks: Sequence[InceptionResidual], x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Blocks one after the other, with the weights of all of them."""
+    left, tensors = iter(weights), []
+    for block in blocks:
+        head, *convs, tail = (next(left) for _ in block.groups())
+        scales, biases, running = vectors(block.norms())
+        assert block.conv2d.bias is not None
+        tensors.append([head, tail, block.conv2d.bias, *convs, *scales, *biases, *running])
+    training = blocks[0].training
+    y, statistics = inception_stage(tuple(block.plan for block in blocks), training, x, tensors)
+    if training:
+        move_running([norm for block in blocks for norm in block.norms()], statistics)
+    return y
 
 
 class Reduction(nn.Module):
@@ -151,9 +171,6 @@ class Reduction(nn.Module):
             last.append(convolved(end.conv, u, weight_of[end]))
         mixed = normalized([chain[-1].bn for chain in self.chains], last)
         return torch.cat([mixed, torch.max_pool2d(x, 3, 2)], 1)
-
-
-Part = ConvNormRelu | InceptionResidual | Reduction
 
 
 class InceptionResNetV1(nn.Module):
@@ -200,9 +217,9 @@ class InceptionResNetV1(nn.Module):
             [(w(192), 1, 1, 0)],
             [(w(192), 1, 1, 0), (w(192), (1, 3), 1, (0, 1)), (w(192), (3, 1), 1, (1, 0))],
         ]
-        self.repeat_1 = nn.Sequential(*(InceptionResidual(a, block_a, 0.17) for _ in range(5)))
+        self.repeat_1 = Stage(*(InceptionResidual(a, block_a, 0.17) for _ in range(5)))
         self.mixed_6a = Reduction(a, [[(w(384), 3, 2, 0)], [(w(192), 1, 1, 0), (w(192), 3, 1, 1), (w(256), 3, 2, 0)]])
-        self.repeat_2 = nn.Sequential(*(InceptionResidual(b, block_b, 0.10) for _ in range(10)))
+        self.repeat_2 = Stage(*(InceptionResidual(b, block_b, 0.10) for _ in range(10)))
         self.mixed_7a = Reduction(
             b,
             [
@@ -211,7 +228,7 @@ class InceptionResNetV1(nn.Module):
                 [(w(256), 1, 1, 0), (w(256), 3, 1, 1), (w(256), 3, 2, 0)],
             ],
         )
-        self.repeat_3 = nn.Sequential(*(InceptionResidual(c, block_c, 0.20) for _ in range(5)))
+        self.repeat_3 = Stage(*(InceptionResidual(c, block_c, 0.20) for _ in range(5)))
         self.dropout = nn.Dropout(dropout)
         self.logits = nn.Linear(c, num_classes)
         self.reset_parameters()
@@ -249,14 +266,12 @@ class InceptionResNetV1(nn.Module):
         if self.training:
             torch._foreach_add_(self._counters(), 1)
         with torch.autocast(kind, enabled=False):
-            parts = list(self.parts())
-            groups = [part.groups() for part in parts]
-            weights = iter(merged_weights([group for part in groups for group in part], half))
+            parts = self.parts()
+            weights = iter(merged_weights([group for part in parts for group in part.groups()], half))
             x = images.to(half, memory_format=torch.channels_last)
-            for part, own in zip(parts, groups, strict=True):
-                if part is self.conv2d_3b:
-                    x = self.maxpool_3a(x)
-                x = part(x, [next(weights) for _ in own])
+            for part in parts:
+                x = self.maxpool_3a(x) if part is self.conv2d_3b else x
+                x = part(x, [next(weights) for _ in part.groups()])
             pooled: Tensor = x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
         return pooled
 
@@ -267,17 +282,11 @@ class InceptionResNetV1(nn.Module):
             logits: Tensor = self.logits(pooled)
         return logits
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> list[ConvNormRelu | Stage | Reduction]:
         """All that has convolutions, in its order."""
-        yield from (self.conv2d_1a, self.conv2d_2a, self.conv2d_2b, self.conv2d_3b, self.conv2d_4a, self.conv2d_4b)
-        yield from (*self.repeat_1, self.mixed_6a, *self.repeat_2, self.mixed_7a, *self.repeat_3)
+        stem = [self.conv2d_1a, self.conv2d_2a, self.conv2d_2b, self.conv2d_3b, self.conv2d_4a, self.conv2d_4b]
+        return [*stem, self.repeat_1, self.mixed_6a, self.repeat_2, self.mixed_7a, self.repeat_3]
 
     def _counters(self) -> list[Tensor]:
         norms = (module for module in self.modules() if isinstance(module, nn.BatchNorm2d))
         return [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
-
-    def compilable(self) -> Iterator[nn.Module]:
-        """The parts that are compiled one by one: equal blocks share one compilation."""
-        for stage in (self.repeat_1, self.repeat_2, self.repeat_3):
-            yield from stage
-        yield from (self.mixed_6a, self.mixed_7a)

@@ -43,9 +43,14 @@ def _conv1x1_residual_fwd_kernel(  # type: ignore[no-untyped-def]
     branch_ptr,
     weight_ptr,
     bias_ptr,  # None: 0
+    mask_ptr,  # None: nothing is masked
     y_ptr,
+    sums_ptr,  # None: no sums over the pixels
     x_pitch,
     branch_pitch,
+    mask_pitch,
+    channel_stride,  # of the weight
+    depth_stride,
     scale,
     pixels,
     channels,
@@ -68,7 +73,9 @@ def _conv1x1_residual_fwd_kernel(  # type: ignore[no-untyped-def]
         branch_inside = (row < pixels) & (k < depth)[None, :]
         branch = tl.load(branch_ptr + (row * branch_pitch + k[None, :]), mask=branch_inside, other=0.0)
         weight_inside = (k < depth)[:, None] & (column < channels)[None, :]
-        weight = tl.load(weight_ptr + (column[None, :] * depth + k[:, None]), mask=weight_inside, other=0.0)
+        weight = tl.load(
+            weight_ptr + (column[None, :] * channel_stride + k[:, None] * depth_stride), mask=weight_inside, other=0.0
+        )
         if WIDEN:
             branch, weight = branch.to(tl.float32), weight.to(tl.float32)
         product = tl.dot(branch, weight, product, input_precision=PRECISION)
@@ -79,7 +86,13 @@ def _conv1x1_residual_fwd_kernel(  # type: ignore[no-untyped-def]
     y = x + scale * product
     if RELU:
         y = tl.where(y <= 0, 0.0, y)  # not y > 0: a NaN must come through
+    if mask_ptr is not None:
+        mask = tl.load(mask_ptr + (row * mask_pitch + column[None, :]), mask=inside, other=0.0).to(tl.float32)
+        y = tl.where(mask <= 0, 0.0, y)
     tl.store(y_ptr + (row * channels + column[None, :]), y.to(y_ptr.dtype.element_ty), mask=inside)
+    if sums_ptr is not None:
+        sums_at = (tl.program_id(0) // tiles).to(tl.int64) * channels + column
+        tl.store(sums_ptr + sums_at, tl.sum(tl.where(inside, y, 0.0), 0), mask=column < channels)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -141,28 +154,35 @@ def forward(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scal
     if not takes_triton(x):
         _forward_plain(x, branch, weight, bias, scale, y)
         return y.relu_() if relu else y
+    _product(x, rows(branch), weight, bias, None, y, None, scale, relu)
+    return y
+
+
+def _product(
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    y: Tensor,
+    sums: Tensor | None,
+    scale: float,
+    relu: bool,
+) -> None:
+    """The kernel, for branch [pixels, K] and weight [C, K] of any strides."""
     launch = _launch(branch)
     (n, channels, h, w), depth = x.shape, branch.shape[1]
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         tiles = triton.cdiv(n * h * w, launch.blocks["BLOCK_ROWS"])
         _conv1x1_residual_fwd_kernel[(tiles * triton.cdiv(channels, launch.blocks["BLOCK_CHANNELS"]),)](
-            x,
-            branch,
-            weight,
-            bias,
-            y,
-            row_pitch(x),
-            row_pitch(branch),
-            scale,
-            n * h * w,
-            channels,
-            depth,
+            *(x, branch, weight, bias, mask, y, sums, row_pitch(x), branch.stride(0)),
+            *(0 if mask is None else row_pitch(mask), weight.stride(0), weight.stride(1), scale),
+            *(n * h * w, channels, depth),
             RELU=relu,
             PRECISION=_precision(),
             WIDEN=INTERPRETED,  # Triton's interpreter would multiply the bits of bfloat16
             **launch.options,
         )
-    return y
 
 
 def _forward_plain(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: float, y: Tensor) -> None:
@@ -192,6 +212,24 @@ def scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
     out = a.new_empty(a.shape[0], b.shape[1], dtype=a.dtype if a.is_cuda else torch.promote_types(a.dtype, torch.float))
     _add_product(out, a.to(out.dtype), b.to(out.dtype), scale, keep=0)
     return out.to(a.dtype)
+
+
+@torch.library.custom_op("manylabel::conv1x1_input_gradient", mutates_args=())
+def input_gradient(grad: Tensor, branch: Tensor, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """[x > 0] · (grad + branch @ weight), a map as grad, and its sums over the pixels [C].
+
+    The gradient of what a ReLU was given, where its output x went through a residual connection, whose gradient is
+    grad, and a 1×1 convolution of weight [K, C], whose gradient is branch [N, K, H, W]. Nothing is checked.
+    """
+    y, dtype = _empty_map(grad), torch.promote_types(grad.dtype, torch.float32)
+    if not takes_triton(grad):
+        summed = torch.addmm(rows(grad), rows(branch), weight)
+        torch.ops.aten.threshold_backward.grad_input(map_like(summed, x), x, 0, grad_input=y)
+        return y, y.sum((0, 2, 3), dtype=dtype)
+    tiles = triton.cdiv(len(rows(grad)), _launch(rows(branch)).blocks["BLOCK_ROWS"])
+    sums = torch.empty((tiles, grad.shape[1]), dtype=torch.float32, device=grad.device)
+    _product(grad, rows(branch), weight.t(), None, x, y, sums, 1.0, False)
+    return y, sums.sum(0)
 
 
 @torch.library.custom_op("manylabel::relu_backward_and_sums", mutates_args=())
@@ -226,6 +264,11 @@ def _(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
 
 
+@input_gradient.register_fake
+def _(grad: Tensor, branch: Tensor, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return _empty_map(grad), grad.new_empty(grad.shape[1], dtype=torch.promote_types(grad.dtype, torch.float32))
+
+
 @backward.register_fake
 def _(grad: Tensor, y: Tensor, with_sums: bool) -> tuple[Tensor, Tensor]:
     sums = y.new_empty(y.shape[1] if with_sums else 0, dtype=torch.promote_types(y.dtype, torch.float32))
@@ -240,6 +283,13 @@ def _(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: flo
 @declares("scaled_product")
 def _(a: Tensor, b: Tensor, scale: float) -> list[Pass]:
     return [Pass(size(a, b), a.shape[0] * b.shape[1] * a.dtype.itemsize, library=True)]
+
+
+@declares("conv1x1_input_gradient")
+def _(grad: Tensor, branch: Tensor, weight: Tensor, x: Tensor) -> list[Pass]:
+    n, channels, h, w = grad.shape
+    parts = 4 * channels * triton.cdiv(n * h * w, _launch(rows(branch)).blocks["BLOCK_ROWS"])
+    return [Pass(size(grad, branch, weight, x), size(grad) + parts), Pass(parts, 4 * channels, library=True)]
 
 
 @declares("relu_backward_and_sums")

@@ -194,6 +194,28 @@ _TAILS = {
 }
 
 
+_PRODUCT = {"x_pitch": "i32", "branch_pitch": "i32", "scale": "fp32"} | dict.fromkeys(
+    ("pixels", "channels", "depth"), "i32"
+)
+
+
+def _input_gradient(block: str, depth: int) -> Variant:
+    pixels, channels, _, size, _ = _TAILS[block]
+    return Variant(
+        name=f"conv1x1_input_gradient {block}",
+        kernel=conv1x1._conv1x1_residual_fwd_kernel,
+        arguments={"x_ptr": "*T", "branch_ptr": "*T", "weight_ptr": "*T", "y_ptr": "*T", "mask_ptr": "*T"}
+        | {"sums_ptr": "*fp32", "mask_pitch": "i32", "depth_stride": "i32"}
+        | _PRODUCT,
+        constants={"bias_ptr": None, "channel_stride": 1, "RELU": False, "PRECISION": "ieee", "WIDEN": False},
+        launch=CONV1X1_SHALLOW if depth <= 128 else CONV1X1_DEEP,
+        shape=f"32×{channels}×{size}, depth {depth}",
+        bytes=lambda item: item * (3 * pixels * channels + pixels * depth + channels * depth),
+        matrix=True,
+        dtypes=("fp16", "bf16"),
+    )
+
+
 def _conv1x1(block: str, relu: bool, precision: str, dtypes: tuple[str, ...]) -> Variant:
     pixels, channels, depth, size, launch = _TAILS[block]
     single = dtypes == ("fp32",)
@@ -201,9 +223,10 @@ def _conv1x1(block: str, relu: bool, precision: str, dtypes: tuple[str, ...]) ->
         name=f"conv1x1_residual{'_relu' if relu else ''} {block}{f' {precision}' if single else ''}",
         kernel=conv1x1._conv1x1_residual_fwd_kernel,
         arguments={"x_ptr": "*T", "branch_ptr": "*T", "weight_ptr": "*T", "bias_ptr": "*fp32", "y_ptr": "*T"}
-        | {"x_pitch": "i32", "branch_pitch": "i32", "scale": "fp32"}
-        | {"pixels": "i32", "channels": "i32", "depth": "i32"},
-        constants={"RELU": relu, "PRECISION": precision, "WIDEN": False},
+        | _PRODUCT
+        | {"channel_stride": "i32"},
+        constants={"RELU": relu, "PRECISION": precision, "WIDEN": False, "depth_stride": 1, "mask_pitch": 0}
+        | {"mask_ptr": None, "sums_ptr": None},
         launch=CONV1X1_FLOAT32 if single else launch,
         shape=f"32×{channels}×{size}, depth {depth}",
         bytes=lambda item: item * (2 * pixels * channels + pixels * depth + channels * depth) + 4 * channels,
@@ -215,6 +238,7 @@ def _conv1x1(block: str, relu: bool, precision: str, dtypes: tuple[str, ...]) ->
 _CONV1X1 = [
     *(_conv1x1(block, True, "ieee", ("fp16", "bf16")) for block in _TAILS),
     _conv1x1("C", False, "ieee", ("fp16", "bf16")),
+    *(_input_gradient(block, depth) for block, depth in (("A", 96), ("B", 256), ("C", 384))),
     *(_conv1x1("B", True, precision, ("fp32",)) for precision in ("ieee", "tf32")),
     Variant(
         name="conv1x1_residual_relu backward",

@@ -11,7 +11,7 @@ def test_stages_at_320() -> None:
     """The study's: 37×37×256, 18×18×896, 8×8×1792."""
     model = InceptionResNetV1(20).eval()
     seen: dict[str, tuple[int, ...]] = {}
-    for name in ("conv2d_4b", "repeat_1.4", "mixed_6a", "repeat_2.9", "mixed_7a", "repeat_3.4"):
+    for name in ("conv2d_4b", "repeat_1", "mixed_6a", "repeat_2", "mixed_7a", "repeat_3"):
 
         def keep(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> None:
             seen[name] = tuple(output.shape[1:])
@@ -22,11 +22,11 @@ def test_stages_at_320() -> None:
         assert model.forward_features(torch.zeros(1, 3, 320, 320)).shape == (1, 1792)
     assert seen == {
         "conv2d_4b": (256, 37, 37),
-        "repeat_1.4": (256, 37, 37),
+        "repeat_1": (256, 37, 37),
         "mixed_6a": (896, 18, 18),
-        "repeat_2.9": (896, 18, 18),
+        "repeat_2": (896, 18, 18),
         "mixed_7a": (1792, 8, 8),
-        "repeat_3.4": (1792, 8, 8),
+        "repeat_3": (1792, 8, 8),
     }
 
 

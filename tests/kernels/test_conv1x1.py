@@ -267,6 +267,11 @@ def test_opcheck() -> None:
     torch.library.opcheck(ops.scaled_product, (half.t(), half, SCALE))
     for with_sums in (True, False):
         torch.library.opcheck(ops.relu_backward_and_sums, (upstream, x.detach(), with_sums))
+    head = torch.randn(3, 5)
+    torch.library.opcheck(ops.conv1x1_input_gradient, (upstream, branch.detach(), head, x.detach()))
+    expected = (upstream + torch.einsum("nkhw,kc->nchw", branch.detach(), head)) * (x.detach() > 0)
+    found = ops.conv1x1_input_gradient(upstream, branch.detach(), head, x.detach())
+    torch.testing.assert_close(found, (expected, expected.sum((0, 2, 3))), rtol=1e-5, atol=1e-5)
 
 
 class Block(torch.nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.conv1x1 import conv1x1_residual_relu, conv1x1_residual_relu_reference
+from kernels.conv1x1 import conv1x1_residual_relu, conv1x1_residual_relu_reference, input_gradient
 
 Close = Callable[..., None]
 Memory = Any
@@ -131,3 +131,25 @@ def test_conv1x1_gradient_in_another_layout(memory: Memory) -> None:
     ones = memory.input(torch.ones(2, 5, 4, 6).permute(0, 3, 1, 2))
     summed = torch.autograd.grad(y.sum(), inputs, retain_graph=True)
     torch.testing.assert_close(summed, torch.autograd.grad(y, inputs, ones))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_input_gradient(memory: Memory, shape: tuple[int, ...], dtype: torch.dtype, assert_close: Close) -> None:
+    """The product of the head, the residual connection's gradient, the ReLU's mask and the sums of the bias at once."""
+    n, c, k, h, w = shape
+    grad, x = (memory.input(channels_last(n, c, h, w, dtype)) for _ in range(2))
+    branch = memory.input(channels_last(n, k, h, w, dtype))
+    weight = memory.input(torch.randn(k, c).to(dtype))
+    y, sums = input_gradient(grad, branch, weight, x)
+    memory.check(outputs=2)
+
+    def formula(kind: torch.dtype) -> Tensor:
+        product = branch.to(kind).movedim(1, -1) @ weight.to(kind)
+        return (grad.to(kind) + product.movedim(-1, 1)) * (x > 0)
+
+    exact = formula(torch.float64)
+    size = max(1.0, k**0.5)
+    assert_close(y, formula(torch.float32).to(dtype), exact, size)
+    pixels = n * h * w
+    assert_close(sums, formula(torch.float32).sum((0, 2, 3)), exact.sum((0, 2, 3)), size * pixels**0.5)

@@ -90,6 +90,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "asymmetric_loss of several programs": loss(7, 601, None, 0.0, 4.0, 0.0, "mean", False),
     "normalize": (torch.randint(0, 256, (2, 9, 7, 3), dtype=torch.uint8), [1.0] * 3, [2.0] * 3, torch.bfloat16),
     "conv1x1_residual_relu": (X, feature_map(40), torch.randn(24, 40).bfloat16(), vectors(24)[0], 0.1, True),
+    "conv1x1_input_gradient": (X, feature_map(40), torch.randn(40, 24).bfloat16(), X),
     "relu_backward_and_sums": (X, X, True),
     "relu_backward_and_sums without sums": (X, X, False),
     "batch_norm_relu": (XS, *VECTORS[:2], RUNNING, *TRAINING),

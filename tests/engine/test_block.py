@@ -1,0 +1,77 @@
+"""The network with merged convolutions, shared norms and a backward pass of its own is the plain network."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.plain import PlainInceptionResNetV1
+from engine.model import InceptionResNetV1
+
+
+def pair(dtype: torch.dtype, training: bool) -> tuple[nn.Module, nn.Module, Tensor]:
+    """Plain and ours with the same weights, and pictures; norms and last layer are no longer as they start."""
+    torch.manual_seed(0)
+    plain, ours = PlainInceptionResNetV1(5, 0.25), InceptionResNetV1(5, 0.25, dropout=0.0)
+    for norm in (module for module in plain.modules() if isinstance(module, nn.BatchNorm2d)):
+        for vector in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            assert vector is not None
+            nn.init.uniform_(vector, 0.5, 1.5)
+    ours.load_state_dict(plain.state_dict())
+    images = torch.randn(4, 3, 96, 80, dtype=dtype)
+    plain, ours = (m.to(dtype).to(memory_format=torch.channels_last).train(training) for m in (plain, ours))
+    return plain, ours, images
+
+
+def outcome(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Logits, all gradients, that of the pictures too, and all buffers afterwards."""
+    images = images.detach().requires_grad_()
+    logits = model(images)
+    logits.backward(torch.linspace(-1, 1, logits.numel()).view_as(logits).to(logits.dtype))
+    gradients = {f"grad of {name}": p.grad for name, p in model.named_parameters()}
+    return {"logits": logits, "grad of images": images.grad, **gradients, **dict(model.named_buffers())}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_same_function_and_gradients(training: bool) -> None:
+    plain, ours, images = pair(torch.float64, training)
+    expected, found = outcome(plain, images), outcome(ours, images)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_same_under_autocast() -> None:
+    """As far from float64 as the plain network is, or nearer."""
+    plain, ours, images = pair(torch.float64, True)
+    exact = outcome(plain, images)
+    apart = []
+    for model in (plain, ours):
+        model.float().zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            results = outcome(model, images.float())
+        assert all(results[name].dtype == torch.float32 for name in results if name.startswith("grad"))
+        errors = [
+            (results[name].double() - value).norm() / value.norm()
+            for name, value in exact.items()
+            if name.startswith("grad") and value.norm() > 0
+        ]
+        apart.append(torch.stack(errors).median().item())
+    assert apart[1] < 1.2 * apart[0]
+
+
+def test_weights_go_both_ways() -> None:
+    plain, ours, _ = pair(torch.float32, True)
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
+    plain.load_state_dict(ours.state_dict())
+
+
+def test_a_gradient_that_only_the_input_gets() -> None:
+    """Nothing that came from upstream is overwritten."""
+    _, ours, _ = pair(torch.float64, True)
+    block = ours.get_submodule("repeat_3.4")
+    x = torch.randn(2, 448, 3, 3, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    upstream = torch.randn(2, 448, 3, 3, dtype=torch.float64).to(memory_format=torch.channels_last)
+    before = upstream.clone()
+    block(x).backward(upstream)
+    assert torch.equal(upstream, before)
+    assert torch.autograd.gradcheck(block.eval(), (x.detach()[:1, :, :1, :1].requires_grad_(),), fast_mode=True)
