@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from engine.block import Plan, inception_stage
 from engine.merged import Group, merged_weights
-from kernels import batch_norm
+from kernels import batch_norm, max_pool
 
 EPS, MOMENTUM = 0.001, 0.1  # of every batch norm
 Conv = tuple[int, int | tuple[int, int], int, int | tuple[int, int]]  # channels out, kernel, stride, padding
@@ -146,7 +146,6 @@ class Reduction(nn.Module):
         super().__init__()
         for i, convs in enumerate(branches):
             self.add_module(f"branch{i}", chain(channels, convs))
-        self.add_module(f"branch{len(branches)}", nn.MaxPool2d(3, 2))
         self.chains = [units(self.get_submodule(f"branch{i}")) for i in range(len(branches))]
         self.heads = [chain[0] for chain in self.chains if chain[0].conv.kernel_size == (1, 1)]
         self.others = [unit for chain in self.chains for unit in chain if unit not in self.heads]
@@ -170,7 +169,7 @@ class Reduction(nn.Module):
                 u = unit(u, [weight_of[unit]])
             last.append(convolved(end.conv, u, weight_of[end]))
         mixed = normalized([chain[-1].bn for chain in self.chains], last)
-        return torch.cat([mixed, torch.max_pool2d(x, 3, 2)], 1)
+        return torch.cat([mixed, max_pool(x)], 1)
 
 
 class InceptionResNetV1(nn.Module):
@@ -196,7 +195,6 @@ class InceptionResNetV1(nn.Module):
         self.conv2d_1a = ConvNormRelu(3, (w(32), 3, 2, 0))
         self.conv2d_2a = ConvNormRelu(w(32), (w(32), 3, 1, 0))
         self.conv2d_2b = ConvNormRelu(w(32), (w(64), 3, 1, 1))
-        self.maxpool_3a = nn.MaxPool2d(3, 2)
         self.conv2d_3b = ConvNormRelu(w(64), (w(80), 1, 1, 0))
         self.conv2d_4a = ConvNormRelu(w(80), (w(192), 3, 1, 0))
         self.conv2d_4b = ConvNormRelu(w(192), (w(256), 3, 2, 0))
@@ -270,7 +268,7 @@ class InceptionResNetV1(nn.Module):
             weights = iter(merged_weights([group for part in parts for group in part.groups()], half))
             x = images.to(half, memory_format=torch.channels_last)
             for part in parts:
-                x = self.maxpool_3a(x) if part is self.conv2d_3b else x
+                x = max_pool(x) if part is self.conv2d_3b else x
                 x = part(x, [next(weights) for _ in part.groups()])
             pooled: Tensor = x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
         return pooled

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kernels.bce import sigmoid_bce
     from kernels.conv1x1 import conv1x1_residual_relu
     from kernels.pixels import normalize
+    from kernels.pool import max_pool
     from kernels.residual import residual_add_relu
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "batch_norm_relu",
     "batch_norm_relu_concat",
     "conv1x1_residual_relu",
+    "max_pool",
     "normalize",
     "residual_add_relu",
     "sigmoid_bce",
@@ -28,6 +30,7 @@ _HOME = {
     "batch_norm_relu": "kernels.batch_norm",
     "batch_norm_relu_concat": "kernels.batch_norm",
     "conv1x1_residual_relu": "kernels.conv1x1",
+    "max_pool": "kernels.pool",
     "normalize": "kernels.pixels",
     "residual_add_relu": "kernels.residual",
     "sigmoid_bce": "kernels.bce",

@@ -56,4 +56,4 @@ def passes(operator: str, arguments: tuple[Any, ...]) -> list[Pass]:
 
 def import_all() -> None:
     """Declarations stand beside their operators."""
-    from kernels import asymmetric, batch_norm, bce, conv1x1, pixels, residual  # noqa: F401
+    from kernels import asymmetric, batch_norm, bce, conv1x1, pixels, pool, residual  # noqa: F401

@@ -52,6 +52,13 @@ BATCH_NORM_NARROW = Launch(
 )
 BATCH_NORM_COMBINE = Launch({"BLOCK_CHANNELS": 16}, 4, 1, "up to 512 partial results of 16 channels, 64 a thread")
 BATCH_NORM_PROGRAMS = 512  # that share a map's rows and channels: about four for each of 132 multiprocessors
+MAX_POOL = Launch(
+    {"BLOCK_ROWS": 16, "BLOCK_CHANNELS": 64},
+    4,
+    1,
+    "eight 16-bit elements, one 128-bit access, a thread and tap; a row of 64 channels is 128 bytes, and the nine taps "
+    "of neighbours overlap in the cache",
+)
 CONV1X1_SHALLOW = Launch(
     {"BLOCK_ROWS": 64, "BLOCK_CHANNELS": 128, "BLOCK_DEPTH": 32},
     4,

@@ -4,7 +4,7 @@ from typing import Any
 
 import triton
 
-from kernels import asymmetric, batch_norm, bce, conv1x1, pixels, residual
+from kernels import asymmetric, batch_norm, bce, conv1x1, pixels, pool, residual
 from kernels.machine_code import Variant
 from kernels.tuning import (
     ASYMMETRIC_LOSS,
@@ -15,6 +15,7 @@ from kernels.tuning import (
     CONV1X1_FLOAT32,
     CONV1X1_MASK,
     CONV1X1_SHALLOW,
+    MAX_POOL,
     NORMALIZE,
     RESIDUAL_ADD_RELU,
     SIGMOID_BCE,
@@ -186,6 +187,25 @@ _BATCH_NORM = [
     ),
 ]
 
+_POOL_SIZES = dict.fromkeys(("height", "width", "out_height", "out_width", "rows", "channels"), "i32")
+
+_POOL = [
+    Variant(
+        name=name,
+        kernel=kernel,
+        arguments={pointer: "*T" for pointer in pointers} | {"tap_ptr": "*u8", pitch: "i32"} | _POOL_SIZES,
+        constants={},
+        launch=MAX_POOL,
+        shape="32×64×157×157",
+        bytes=lambda item: 32 * 64 * (157 * 157 * item + 78 * 78 * (item + 1)),
+        unaligned=frozenset(_POOL_SIZES) - {"channels"},
+    )
+    for name, kernel, pointers, pitch in (
+        ("max_pool", pool._max_pool_fwd_kernel, ("x_ptr", "y_ptr"), "x_pitch"),
+        ("max_pool backward", pool._max_pool_bwd_kernel, ("grad_ptr", "grad_x_ptr"), "grad_pitch"),
+    )
+]
+
 # The last block of the network has no ReLU. Pixels, channels and depth by block.
 _TAILS = {
     "A": (32 * 37 * 37, 256, 96, "37×37", CONV1X1_SHALLOW),
@@ -253,5 +273,5 @@ _CONV1X1 = [
 ]
 
 VARIANTS: dict[str, Variant] = {
-    variant.name: variant for variant in _RESIDUAL + _LOSSES + _NORMALIZE + _BATCH_NORM + _CONV1X1
+    variant.name: variant for variant in _RESIDUAL + _LOSSES + _NORMALIZE + _BATCH_NORM + _POOL + _CONV1X1
 }

@@ -59,8 +59,8 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
     return meter
 
 
-def feature_map(channels: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.randn(2, channels, 9, 7).to(dtype).contiguous(memory_format=CHANNELS_LAST)
+def feature_map(channels: int, dtype: torch.dtype = torch.bfloat16, height: int = 9, width: int = 7) -> Tensor:
+    return torch.rand(2, channels, height, width).to(dtype).contiguous(memory_format=CHANNELS_LAST)
 
 
 def vectors(*widths: int) -> list[Tensor]:
@@ -89,6 +89,9 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "asymmetric_loss": loss(7, 20, MASK, 0.0, 4.0, 0.05, "mean", True),
     "asymmetric_loss of several programs": loss(7, 601, None, 0.0, 4.0, 0.0, "mean", False),
     "normalize": (torch.randint(0, 256, (2, 9, 7, 3), dtype=torch.uint8), [1.0] * 3, [2.0] * 3, torch.bfloat16),
+    "max_pool": (X,),
+    "max_pool of even sizes": (feature_map(24, height=8, width=6),),
+    "max_pool_backward": (feature_map(24, height=4, width=3), feature_map(24, torch.uint8, 4, 3), 9, 7),
     "conv1x1_residual_relu": (X, feature_map(40), torch.randn(24, 40).bfloat16(), vectors(24)[0], 0.1, True),
     "conv1x1_input_gradient": (X, feature_map(40), torch.randn(40, 24).bfloat16(), X),
     "relu_backward_and_sums": (X, X, True),
