@@ -1,0 +1,170 @@
+"""`python -m bench.traffic`: what a training step moves and launches on a GPU, modelled without one.
+
+Our network and the plain one (bench.plain) go through torch.compile's code generator for the GPU, bfloat16 autocast,
+channels-last, batch statistics; see bench.codegen. Both take torch's fused Adam, which reads weight, gradient and two
+moments of each parameter and writes three of them. Modelled, not measured: a time is bytes over bandwidth.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from engine import command
+from pipelines.errors import InputError
+
+ARCHITECTURES = (80, 90, 100)
+# Bytes a second between memory and chip, by the makers' data sheets.
+BANDWIDTH = {"A100 SXM 80 GB": 2.04e12, "H100 SXM": 3.35e12, "B200": 8.0e12}
+ADAM_BYTES, ADAM_TENSORS = 7 * 4, 36  # a parameter; parameters a launch, as torch packs four lists
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """Models a training step's traffic and launches on a GPU that need not be there, ours beside the plain network
+    under torch.compile; exit status 1 if a generated kernel of ours does not assemble.
+
+    Attributes:
+        batch: pictures.
+        size: height and width of the pictures.
+        width: factor on the network's channels.
+        labels: of the data set.
+        arch: compute capabilities to assemble for, of 80, 90 and 100; the first one is modelled.
+        json: writes the figures to this file too.
+    """
+
+    batch: int = 32
+    size: int = 320
+    width: float = 1.0
+    labels: int = 20
+    arch: tuple[int, ...] = (90, 80, 100)
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+
+
+def peers(given: Arguments) -> dict[str, tuple[Any, Any]]:
+    """Network and loss by name; ours first."""
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    from bench.plain import PlainInceptionResNetV1
+    from engine.model import InceptionResNetV1
+    from kernels import sigmoid_bce
+
+    return {
+        "ours": (InceptionResNetV1(given.labels, given.width, dropout=0.0).train(), sigmoid_bce),
+        "plain, torch.compile": (
+            PlainInceptionResNetV1(given.labels, given.width).train(),
+            binary_cross_entropy_with_logits,
+        ),
+    }
+
+
+def summary(launches: Sequence[Any], parameters: Sequence[int]) -> dict[str, Any]:
+    """Launches and bytes of a step, the optimizer included; `parameters` are their sizes."""
+    from bench.codegen import KINDS
+
+    kinds = {kind: sum(launch.bytes for launch in launches if launch.kind == kind) for kind in KINDS}
+    kinds["optimizer"] = ADAM_BYTES * sum(parameters)
+    adam = math.ceil(len(parameters) / ADAM_TENSORS)
+    library = sum(launch.library for launch in launches)
+    return {
+        "kernels": len(launches) - library,
+        "library_calls": library + adam,
+        "launches": len(launches) + adam,
+        "bytes": sum(kinds.values()),
+        "bytes_by_kind": kinds,
+    }
+
+
+def floor(batch: int, size: int, width: float, labels: int) -> tuple[int, list[str]]:
+    """Bytes that a step with batch statistics moves if nothing is moved twice, and how they come together.
+
+    Each convolution with its norm: its input and output once forward, its output twice more for statistics and
+    normalisation, which writes a map; backward the map's gradient and the output twice, the gradient of the output
+    written and read twice, the input read, its gradient written.
+    """
+    import torch
+
+    from bench.plain import ConvNormRelu, InceptionResidual, PlainInceptionResNetV1
+
+    model = PlainInceptionResNetV1(labels, width).to("meta")
+    maps = {"convolutions and norms": 0, "joins": 0}
+
+    def conv_norm(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        maps["convolutions and norms"] += 2 * (3 * inputs[0].numel() + 11 * output.numel())
+
+    def join(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        # x read and y written; backward the gradient read twice by the product, mask, gradient read and written.
+        maps["joins"] += 2 * 7 * output.numel()
+
+    for module in model.modules():
+        if isinstance(module, ConvNormRelu):
+            module.register_forward_hook(conv_norm)
+        if isinstance(module, InceptionResidual):
+            module.register_forward_hook(join)
+    with torch.no_grad():
+        model(torch.empty(batch, 3, size, size, device="meta"))
+    weights = sum(p.numel() for p in model.parameters())
+    parts = maps | {"weights: cast, read forward and backward, gradients": weights * (4 + 2 + 2 + 2 + 2 + 2 + 4)}
+    parts |= {"optimizer": ADAM_BYTES * weights}
+    return sum(parts.values()), [f"{name} {moved / 1e9:.2f} GB" for name, moved in parts.items()]
+
+
+def show(results: dict[str, dict[str, Any]], given: Arguments) -> Table:
+    title = f"modelled for sm_{given.arch[0]}: batch {given.batch}, {given.size}×{given.size}, width {given.width:g}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in results:
+        table.add_column(name, justify="right")
+    first, last = (list(results.values())[i] for i in (0, -1))
+    for key in ("kernels", "library_calls", "launches"):
+        table.add_row(key.replace("_", " "), *(f"{r[key]:,}" for r in results.values()))
+    for kind in first["bytes_by_kind"]:
+        table.add_row(f"GB {kind}", *(f"{r['bytes_by_kind'][kind] / 1e9:.2f}" for r in results.values()))
+    table.add_row("GB in all", *(f"{r['bytes'] / 1e9:.2f}" for r in results.values()))
+    for name, bandwidth in BANDWIDTH.items():
+        cells = (f"{r['bytes'] / bandwidth * 1e3:.1f}" for r in results.values())
+        table.add_row(f"ms on {name}, modelled", *cells)
+    for what, key in (("bytes", "bytes"), ("kernels", "kernels"), ("launches", "launches")):
+        table.add_row(f"{what}, ours / plain", f"{first[key] / last[key]:.2f}", "")
+    return table
+
+
+def main() -> int:
+    given = command.parse(Arguments, "python -m bench.traffic")
+    wrong = [arch for arch in given.arch if arch not in ARCHITECTURES]
+    if wrong or not given.arch:
+        raise InputError(f"--arch takes {', '.join(map(str, ARCHITECTURES))}")
+    if given.batch < 2 or given.size < 75 or not given.width > 0 or given.labels < 1:
+        raise InputError("--batch takes 2 or more, --size 75 or more, --width and --labels more than 0")
+    from bench.codegen import assemble, generate
+
+    results, sources = {}, {}
+    for name, (model, loss) in peers(given).items():
+        step = generate(model, loss, given.batch, given.size, given.labels, given.arch[0])
+        results[name] = summary(step.launches, [p.numel() for p in model.parameters()])
+        sources[name] = step.sources
+    Console(width=None if sys.stdout.isatty() else 100).print(show(results, given))
+    least, parts = floor(given.batch, given.size, given.width, given.labels)
+    print(f"floor of the plain network's own passes: {least / 1e9:.2f} GB ({'; '.join(parts)})")
+    failed: dict[int, dict[str, str]] = {}
+    count = len(sources["ours"])
+    for arch in given.arch:
+        failed[arch] = assemble(sources["ours"], arch)
+        print(f"{count - len(failed[arch])} of {count} generated kernels assemble for sm_{arch}")
+        for name, why in failed[arch].items():
+            print(f"{name}: {why}", file=sys.stderr)
+    if given.json is not None:
+        content = {"results": results, "floor_bytes": least, "generated": count, "failed": failed}
+        given.json.write_text(json.dumps(content, indent=1) + "\n")
+    return 1 if any(failed.values()) else 0
+
+
+if __name__ == "__main__":
+    command.main(main)
