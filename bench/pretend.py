@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.utils._triton
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -131,6 +132,8 @@ def gpu(arch: int = 90) -> Iterator[None]:
     interface = device | {"get_compute_capability": lambda _=None: capability, "get_raw_stream": lambda _: 0}
     worker = {name: device[name] for name in ("get_device_properties", "current_device")}
     with ExitStack() as stack:
+        _forget_answers()
+        stack.callback(_forget_answers)
         for owner, table in ((CudaInterface, interface), (CudaInterface.Worker, worker)):
             for name, fake in table.items():
                 stack.enter_context(mock.patch.object(owner, name, staticmethod(fake)))
@@ -144,6 +147,13 @@ def gpu(arch: int = 90) -> Iterator[None]:
         triton.runtime.driver.set_active(Driver(arch))
         stack.callback(setattr, triton.runtime.driver, "_active", before)
         yield
+
+
+def _forget_answers() -> None:
+    """What torch has found out about GPUs and Triton so far holds neither within nor afterwards."""
+    for function in vars(torch.utils._triton).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
 
 
 def _layout(x: Tensor, weight: Tensor, backend: Any) -> torch.memory_format:

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from kernels import batch_norm, conv1x1
+from kernels.batch_norm_triton import of_each
+from kernels.maps import slices
 
 Padding = tuple[int, int]
 
@@ -89,10 +91,10 @@ class _Norms:
         ys, statistics = batch_norm.forward(
             xs, weights, biases, own, None, self.training, self.plan.eps, True, 1.0, joined
         )
-        means, spreads = batch_norm.of_each(xs, statistics, own, self.training)
+        means, spreads = of_each(xs, statistics, own, self.training)
         self.mean.update(zip(units, means, strict=True))
         self.spread.update(zip(units, spreads, strict=True))
-        parts = [ys[0][:, part] for part in batch_norm.slices(xs)] if joined else ys
+        parts = [ys[0][:, part] for part in slices(xs)] if joined else ys
         self.out.update(zip(units, parts, strict=True))
         return ys, statistics
 
@@ -104,7 +106,7 @@ class _Norms:
         grad_xs, sums, _ = batch_norm.backward(
             grads, xs, ys, *vectors, self.training, self.plan.eps, True, False, 1.0, joined
         )
-        for i, part in zip(units, batch_norm.slices(xs), strict=True):
+        for i, part in zip(units, slices(xs), strict=True):
             self.grad_bias[i], self.grad_weight[i] = sums[0, part], sums[1, part]
         return grad_xs
 
@@ -142,7 +144,7 @@ def _forward(plan: Plan, training: bool, x: Tensor, given: _Tensors) -> tuple[Te
     def normalize(units: list[int], joined: bool) -> list[Tensor]:
         ys, statistics = norms.forward(units, given.running, joined)
         if training:
-            parts = batch_norm.slices([norms.raw[i] for i in units])
+            parts = slices([norms.raw[i] for i in units])
             found.update({i: statistics[:, part] for i, part in zip(units, parts, strict=True)})
         return ys
 

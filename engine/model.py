@@ -59,15 +59,8 @@ def normalized(norms: Sequence[nn.BatchNorm2d], maps: Sequence[Tensor]) -> Tenso
     """relu(norm(map)) of each, side by side."""
     y, statistics = batch_norm.normalize_joined(maps, *vectors(norms), norms[0].training, EPS)
     if norms[0].training:
-        move_running(norms, of_each(norms, statistics))
+        batch_norm.move_running(vectors(norms)[2], of_each(norms, statistics), MOMENTUM)
     return y
-
-
-def move_running(norms: Sequence[nn.BatchNorm2d], statistics: Sequence[Tensor]) -> None:
-    """Moves the running statistics towards those [3, C] of each norm's batch, all in one launch."""
-    _, _, running = vectors(norms)
-    with torch.no_grad():
-        torch._foreach_lerp_(running, [s[row] for row in (0, 2) for s in statistics], MOMENTUM)
 
 
 def of_each(norms: Sequence[nn.BatchNorm2d], statistics: Tensor) -> tuple[Tensor, ...]:
@@ -135,7 +128,8 @@ def stage(blocks: Sequence[InceptionResidual], x: Tensor, weights: Sequence[Tens
     training = blocks[0].training
     y, statistics = inception_stage(tuple(block.plan for block in blocks), training, x, tensors)
     if training:
-        move_running([norm for block in blocks for norm in block.norms()], statistics)
+        norms = [norm for block in blocks for norm in block.norms()]
+        batch_norm.move_running(vectors(norms)[2], statistics, MOMENTUM)
     return y
 
 
@@ -159,12 +153,12 @@ class Reduction(nn.Module):
         norms = [unit.bn for unit in self.heads]
         maps, statistics = batch_norm.normalize_split(torch.conv2d(x, head), *vectors(norms), self.training, EPS)
         if self.training:
-            move_running(norms, of_each(norms, statistics))
+            batch_norm.move_running(vectors(norms)[2], of_each(norms, statistics), MOMENTUM)
         after_head = dict(zip(self.heads, maps, strict=True))
         last = []
-        for units_ in self.chains:
-            u = after_head.get(units_[0], x)
-            *before, end = [unit for unit in units_ if unit in weight_of]
+        for chained in self.chains:
+            u = after_head.get(chained[0], x)
+            *before, end = [unit for unit in chained if unit in weight_of]
             for unit in before:
                 u = unit(u, [weight_of[unit]])
             last.append(convolved(end.conv, u, weight_of[end]))

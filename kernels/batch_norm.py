@@ -23,26 +23,17 @@ Variance", equation 2.1.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from kernels.arguments import (
-    check_channels_last,
-    check_floats,
-    check_number,
-    check_operand,
-    is_channels_last,
-    row_pitch,
-)
+from kernels import batch_norm_triton
+from kernels.arguments import check_channels_last, check_floats, check_number, check_operand, is_channels_last
+from kernels.batch_norm_triton import grid_of, of_each, sum_passes
 from kernels.launch import takes_triton
+from kernels.maps import empty_map, slices
 from kernels.traffic import DECLARED, Pass, declares, size
-from kernels.tuning import BATCH_NORM, BATCH_NORM_COMBINE, BATCH_NORM_NARROW, BATCH_NORM_PROGRAMS, Launch
 
 
 def batch_norm_relu_reference(
@@ -63,415 +54,14 @@ def batch_norm_relu_reference(
     return torch.relu(y) if relu else y
 
 
-@triton.jit
-def _pick(pointers, which):  # type: ignore[no-untyped-def]
-    pointer = pointers[0]
-    for i in tl.static_range(1, len(pointers)):
-        if which == i:
-            pointer = pointers[i]
-    return pointer
-
-
-@triton.jit
-def _pick_size(sizes, which):  # type: ignore[no-untyped-def]
-    # A size of 1 arrives as a constant, which a branch may not replace by a variable: 0 makes it one.
-    size = sizes[0] + tl.zeros((), tl.int32)
-    for i in tl.static_range(1, len(sizes)):
-        if which == i:
-            size = sizes[i] + tl.zeros((), tl.int32)
-    return size
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _statistics_kernel(  # type: ignore[no-untyped-def]
-    x_ptrs,
-    x_pitches,
-    widths,
-    offsets,
-    part_ptr,
-    rows,
-    rows_each,
-    total,
-    TILES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
-    chunk, which = tl.program_id(0), tl.program_id(1) // TILES
-    x_ptr, pitch, width = _pick(x_ptrs, which), _pick_size(x_pitches, which), _pick_size(widths, which)
-    column = (tl.program_id(1) % TILES) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    wanted = column < width
-    first = chunk.to(tl.int64) * rows_each
-    last = tl.minimum(first + rows_each, rows)
-    # Seen from the first row the values are small, and so is what the sum over a tile loses.
-    origin = tl.load(x_ptr + first * pitch + column, mask=wanted, other=0.0).to(tl.float32)
-    count = 0.0
-    mean = tl.zeros([BLOCK_CHANNELS], tl.float32)
-    m2 = tl.zeros([BLOCK_CHANNELS], tl.float32)
-    for start in range(first, last, BLOCK_ROWS):
-        row = start + tl.arange(0, BLOCK_ROWS).to(tl.int64)
-        inside = (row < last)[:, None] & wanted[None, :]
-        x = tl.load(x_ptr + row[:, None] * pitch + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        x = tl.where(inside, x - origin[None, :], 0.0)
-        n = tl.minimum(last - start, BLOCK_ROWS).to(tl.float32)
-        tile_mean = tl.sum(x, 0) / n
-        deviation = tl.where(inside, x - tile_mean[None, :], 0.0)
-        apart = tile_mean - mean
-        together = count + n
-        mean += apart * (n / together)
-        m2 += tl.sum(deviation * deviation, 0) + apart * apart * (count * n / together)
-        count = together
-    at = chunk * 2 * total + _pick_size(offsets, which) + column
-    tl.store(part_ptr + at, origin + mean, mask=wanted)
-    tl.store(part_ptr + at + total, m2, mask=wanted)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _combine_statistics_kernel(  # type: ignore[no-untyped-def]
-    part_ptr, statistics_ptr, rows, rows_each, total, chunks, eps, CHUNKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr
-):
-    column = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    wanted = column < total
-    chunk = tl.arange(0, CHUNKS)
-    inside = (chunk < chunks)[:, None] & wanted[None, :]
-    at = chunk[:, None] * (2 * total) + column[None, :]
-    means = tl.load(part_ptr + at, mask=inside, other=0.0)
-    m2s = tl.load(part_ptr + at + total, mask=inside, other=0.0)
-    first = chunk.to(tl.int64) * rows_each
-    n = tl.maximum(tl.minimum(first + rows_each, rows) - first, 0).to(tl.float32)[:, None]
-    # Seen from the first program's mean the others' are small, so that their weighted sum loses no digit.
-    origin = tl.load(part_ptr + column, mask=wanted, other=0.0)
-    apart = tl.where(inside, means - origin[None, :], 0.0)
-    shift = tl.sum(apart * (n / rows), 0)
-    apart -= shift[None, :]
-    m2 = tl.sum(m2s + apart * apart * n, 0)
-    tl.store(statistics_ptr + column, origin + shift, mask=wanted)
-    tl.store(statistics_ptr + total + column, 1.0 / tl.sqrt_rn(m2 / rows + eps), mask=wanted)
-    tl.store(statistics_ptr + 2 * total + column, m2 / (rows - 1), mask=wanted)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _rstd(ptr, column, wanted, eps, FROM_VARIANCE: tl.constexpr):  # type: ignore[no-untyped-def]
-    value = tl.load(ptr + column, mask=wanted, other=1.0)
-    return 1.0 / tl.sqrt_rn(value + eps) if FROM_VARIANCE else value
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _normalize_kernel(  # type: ignore[no-untyped-def]
-    x_ptrs,
-    weight_ptrs,
-    bias_ptrs,
-    mean_ptrs,
-    spread_ptrs,
-    y_ptrs,
-    residual_ptr,  # None: no residual connection
-    x_pitches,
-    y_pitches,
-    residual_pitch,
-    widths,
-    rows,
-    eps,
-    scale,
-    FROM_VARIANCE: tl.constexpr,
-    RELU: tl.constexpr,
-    TILES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
-    which = tl.program_id(1) // TILES
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    column = (tl.program_id(1) % TILES) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    wanted = column < _pick_size(widths, which)
-    inside = (row < rows)[:, None] & wanted[None, :]
-    rstd = _rstd(_pick(spread_ptrs, which), column, wanted, eps, FROM_VARIANCE)
-    slope = tl.load(_pick(weight_ptrs, which) + column, mask=wanted) * rstd
-    mean = tl.load(_pick(mean_ptrs, which) + column, mask=wanted)
-    bias = tl.load(_pick(bias_ptrs, which) + column, mask=wanted)
-    x_at = row[:, None] * _pick_size(x_pitches, which) + column[None, :]
-    x = tl.load(_pick(x_ptrs, which) + x_at, mask=inside).to(tl.float32)
-    y = tl.fma(x - mean[None, :], slope[None, :], bias[None, :])
-    if residual_ptr is not None:
-        y = y * scale
-        y += tl.load(residual_ptr + row[:, None] * residual_pitch + column[None, :], mask=inside).to(tl.float32)
-    if RELU:
-        y = tl.where(y <= 0, 0.0, y)  # not y > 0: a NaN must come through
-    y_ptr = _pick(y_ptrs, which) + row[:, None] * _pick_size(y_pitches, which) + column[None, :]
-    tl.store(y_ptr, y.to(y_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _masked_gradient(  # type: ignore[no-untyped-def]
-    grad_ptr, y_ptr, at_grad, at_y, inside, centred, slope, bias, RELU: tl.constexpr
-):
-    grad = tl.load(grad_ptr + at_grad, mask=inside, other=0.0).to(tl.float32)
-    if RELU:
-        if y_ptr is not None:
-            y = tl.load(y_ptr + at_y, mask=inside, other=0.0).to(tl.float32)
-        else:
-            # The forward pass's arithmetic to the bit, which an fma leaves no compiler to choose, and its rounding:
-            # what fell to 0 there has no gradient.
-            y = tl.fma(centred, slope, bias).to(grad_ptr.dtype.element_ty).to(tl.float32)
-        grad = tl.where(y <= 0, 0.0, grad)
-    return grad
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _sums_kernel(  # type: ignore[no-untyped-def]
-    grad_ptrs,
-    x_ptrs,
-    y_ptr,  # None: the mask is made from x
-    weight_ptrs,
-    bias_ptrs,
-    mean_ptrs,
-    spread_ptrs,
-    part_ptr,
-    grad_pitches,
-    x_pitches,
-    y_pitch,
-    widths,
-    offsets,
-    rows,
-    rows_each,
-    total,
-    eps,
-    FROM_VARIANCE: tl.constexpr,
-    RELU: tl.constexpr,
-    TILES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
-    chunk, which = tl.program_id(0), tl.program_id(1) // TILES
-    column = (tl.program_id(1) % TILES) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    wanted = column < _pick_size(widths, which)
-    rstd = _rstd(_pick(spread_ptrs, which), column, wanted, eps, FROM_VARIANCE)[None, :]
-    slope = tl.load(_pick(weight_ptrs, which) + column, mask=wanted)[None, :] * rstd
-    mean = tl.load(_pick(mean_ptrs, which) + column, mask=wanted)[None, :]
-    bias = tl.load(_pick(bias_ptrs, which) + column, mask=wanted)[None, :]
-    x_ptr, x_pitch = _pick(x_ptrs, which), _pick_size(x_pitches, which)
-    grad_ptr, grad_pitch = _pick(grad_ptrs, which), _pick_size(grad_pitches, which)
-    first = chunk.to(tl.int64) * rows_each
-    last = tl.minimum(first + rows_each, rows)
-    sums = tl.zeros([BLOCK_CHANNELS], tl.float32)
-    products = tl.zeros([BLOCK_CHANNELS], tl.float32)
-    for start in range(first, last, BLOCK_ROWS):
-        row = (start + tl.arange(0, BLOCK_ROWS).to(tl.int64))[:, None]
-        inside = (row < last) & wanted[None, :]
-        x = tl.load(x_ptr + row * x_pitch + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        centred = x - mean
-        at_grad, at_y = row * grad_pitch + column[None, :], row * y_pitch + column[None, :]
-        grad = _masked_gradient(grad_ptr, y_ptr, at_grad, at_y, inside, centred, slope, bias, RELU)
-        sums += tl.sum(grad, 0)
-        products += tl.sum(tl.where(inside, grad * centred * rstd, 0.0), 0)
-    at = chunk * 2 * total + _pick_size(offsets, which) + column
-    tl.store(part_ptr + at, sums, mask=wanted)
-    tl.store(part_ptr + at + total, products, mask=wanted)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _combine_sums_kernel(  # type: ignore[no-untyped-def]
-    part_ptr, sums_ptr, columns, chunks, scale, CHUNKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr
-):
-    column = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    wanted = column < columns
-    chunk = tl.arange(0, CHUNKS)
-    inside = (chunk < chunks)[:, None] & wanted[None, :]
-    parts = tl.load(part_ptr + chunk[:, None] * columns + column[None, :], mask=inside, other=0.0)
-    tl.store(sums_ptr + column, tl.sum(parts, 0) * scale, mask=wanted)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _grad_x_kernel(  # type: ignore[no-untyped-def]
-    grad_ptrs,
-    x_ptrs,
-    y_ptr,  # None: the mask is made from x
-    weight_ptrs,
-    bias_ptrs,
-    mean_ptrs,
-    spread_ptrs,
-    sums_ptr,  # None: running statistics
-    grad_x_ptrs,
-    grad_residual_ptr,  # None: no residual connection
-    grad_pitches,
-    x_pitches,
-    y_pitch,
-    grad_x_pitches,
-    widths,
-    offsets,
-    rows,
-    total,
-    eps,
-    scale,
-    FROM_VARIANCE: tl.constexpr,
-    RELU: tl.constexpr,
-    TILES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
-    which = tl.program_id(1) // TILES
-    row = (tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
-    column = (tl.program_id(1) % TILES) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    wanted = column < _pick_size(widths, which)
-    inside = (row < rows) & wanted[None, :]
-    rstd = _rstd(_pick(spread_ptrs, which), column, wanted, eps, FROM_VARIANCE)[None, :]
-    slope = tl.load(_pick(weight_ptrs, which) + column, mask=wanted)[None, :] * rstd
-    mean = tl.load(_pick(mean_ptrs, which) + column, mask=wanted)[None, :]
-    bias = tl.load(_pick(bias_ptrs, which) + column, mask=wanted)[None, :]
-    x_at = row * _pick_size(x_pitches, which) + column[None, :]
-    centred = tl.load(_pick(x_ptrs, which) + x_at, mask=inside, other=0.0).to(tl.float32) - mean
-    at_grad, at_y = row * _pick_size(grad_pitches, which) + column[None, :], row * y_pitch + column[None, :]
-    grad = _masked_gradient(_pick(grad_ptrs, which), y_ptr, at_grad, at_y, inside, centred, slope, bias, RELU)
-    at = row * _pick_size(grad_x_pitches, which) + column[None, :]
-    if grad_residual_ptr is not None:
-        tl.store(grad_residual_ptr + at, grad.to(grad_residual_ptr.dtype.element_ty), mask=inside)
-    grad *= scale
-    if sums_ptr is not None:
-        sums_at = sums_ptr + _pick_size(offsets, which) + column
-        total_grad = tl.load(sums_at, mask=wanted)[None, :] / rows
-        product = tl.load(sums_at + total, mask=wanted)[None, :] / rows
-        grad = grad - total_grad - centred * rstd * product
-    grad_x_ptr = _pick(grad_x_ptrs, which) + at
-    tl.store(grad_x_ptr, (slope * grad).to(grad_x_ptr.dtype.element_ty), mask=inside)
-
-
-@dataclass(frozen=True, slots=True)
-class _Grid:
-    """How programs share the rows and channels of several maps.
-
-    Attributes:
-        launch: row of the tuning table.
-        rows: N·H·W.
-        widths, offsets: channels of each map, and where they begin in the concatenation.
-        total: channels of all maps.
-        tiles: programs that share the channels of the widest map.
-        chunks, rows_each: programs that share the rows where sums are made, and rows of each.
-    """
-
-    launch: Launch
-    rows: int
-    widths: tuple[int, ...]
-    offsets: tuple[int, ...]
-    total: int
-    tiles: int
-    chunks: int
-    rows_each: int
-
-    @property
-    def reduction(self) -> tuple[int, int]:
-        """Programs that make sums."""
-        return self.chunks, self.tiles * len(self.widths)
-
-    @property
-    def elementwise(self) -> tuple[int, int]:
-        """Programs that write a map."""
-        return triton.cdiv(self.rows, self.launch.blocks["BLOCK_ROWS"]), self.tiles * len(self.widths)
-
-    @property
-    def options(self) -> dict[str, int]:
-        return {"TILES": self.tiles, **self.launch.options}
-
-    def combine(self, columns: int) -> tuple[tuple[int], dict[str, int]]:
-        """Programs and options where the programs' sums are joined."""
-        programs = triton.cdiv(columns, BATCH_NORM_COMBINE.blocks["BLOCK_CHANNELS"])
-        return (programs,), {"CHUNKS": triton.next_power_of_2(self.chunks), **BATCH_NORM_COMBINE.options}
-
-
-def _grid(xs: Sequence[Tensor]) -> _Grid:
-    widths = tuple(x.shape[1] for x in xs)
-    edges = (0, *accumulate(widths))
-    launch = BATCH_NORM_NARROW if max(widths) <= BATCH_NORM_NARROW.blocks["BLOCK_CHANNELS"] else BATCH_NORM
-    n, _, h, w = xs[0].shape
-    row_tiles = triton.cdiv(n * h * w, launch.blocks["BLOCK_ROWS"])
-    tiles = triton.cdiv(max(widths), launch.blocks["BLOCK_CHANNELS"])
-    each = triton.cdiv(row_tiles, max(1, BATCH_NORM_PROGRAMS // (tiles * len(xs))))
-    return _Grid(
-        launch,
-        n * h * w,
-        widths,
-        edges[:-1],
-        edges[-1],
-        tiles,
-        chunks=triton.cdiv(row_tiles, each),
-        rows_each=each * launch.blocks["BLOCK_ROWS"],
-    )
-
-
-def _pitches(maps: Sequence[Tensor]) -> tuple[int, ...]:
-    return tuple(row_pitch(x) for x in maps)
-
-
-def slices(xs: Sequence[Tensor]) -> list[slice]:
-    """Channels of each map in their concatenation."""
-    edges = [0, *accumulate(x.shape[1] for x in xs)]
-    return [slice(a, b) for a, b in pairwise(edges)]
-
-
-def _allocate(like: Tensor, channels: int) -> Tensor:
-    """A channels-last map of so many channels."""
-    n, _, h, w = like.shape
-    return torch.empty((n, h, w, channels), dtype=like.dtype, device=like.device).permute(0, 3, 1, 2)
-
-
 def _room(xs: Sequence[Tensor], joined: bool) -> list[Tensor]:
     """A map for each, or one for all."""
-    return [_allocate(xs[0], sum(x.shape[1] for x in xs))] if joined else [_allocate(x, x.shape[1]) for x in xs]
+    return [empty_map(xs[0], sum(x.shape[1] for x in xs))] if joined else [empty_map(x) for x in xs]
 
 
 def _places(maps: list[Tensor], xs: Sequence[Tensor], joined: bool) -> list[Tensor]:
     """Where each has its place in the maps of `_room`."""
     return [maps[0][:, part] for part in slices(xs)] if joined else maps
-
-
-def _statistics(xs: Sequence[Tensor], eps: float) -> Tensor:
-    """Means, 1 / standard deviations and unbiased variances of the batch, [3, ΣC]."""
-    grid, device = _grid(xs), xs[0].device
-    parts = torch.empty((grid.chunks, 2 * grid.total), dtype=torch.float32, device=device)
-    statistics = torch.empty((3, grid.total), dtype=torch.float32, device=device)
-    _statistics_kernel[grid.reduction](
-        *(tuple(xs), _pitches(xs), grid.widths, grid.offsets, parts, grid.rows, grid.rows_each, grid.total),
-        **grid.options,
-    )
-    programs, options = grid.combine(grid.total)
-    _combine_statistics_kernel[programs](
-        parts, statistics, grid.rows, grid.rows_each, grid.total, grid.chunks, eps, **options
-    )
-    return statistics
-
-
-def _forward_triton(
-    xs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    running: Sequence[Tensor],
-    residual: Tensor | None,
-    ys: Sequence[Tensor],
-    training: bool,
-    eps: float,
-    relu: bool,
-    scale: float,
-) -> Tensor:
-    """Writes ys; the statistics [3, ΣC] in training, else [3, 0]."""
-    with torch.cuda.device_of(xs[0]):  # type: ignore[no-untyped-call]
-        statistics = _statistics(xs, eps) if training else xs[0].new_empty((3, 0), dtype=torch.float32)
-        means, spreads = of_each(xs, statistics, running, training)
-        grid = _grid(xs)
-        _normalize_kernel[grid.elementwise](
-            *(tuple(xs), tuple(weights), tuple(biases), means, spreads, tuple(ys), residual),
-            *(_pitches(xs), _pitches(ys), 0 if residual is None else row_pitch(residual)),
-            *(grid.widths, grid.rows, eps, scale),
-            FROM_VARIANCE=not training,
-            RELU=relu,
-            **grid.options,
-        )
-    return statistics
-
-
-def of_each(
-    xs: Sequence[Tensor], statistics: Tensor, running: Sequence[Tensor], training: bool
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Means and spreads [C] of each map: 1 / standard deviations of the batch, or running variances."""
-    if not training:
-        return tuple(running[: len(xs)]), tuple(running[len(xs) :])
-    mean, rstd, _ = statistics
-    return tuple(mean[part] for part in slices(xs)), tuple(rstd[part] for part in slices(xs))
 
 
 def _forward_torch(
@@ -485,7 +75,7 @@ def _forward_torch(
     relu: bool,
     scale: float,
 ) -> tuple[list[Tensor], Tensor]:
-    """A result for each map, and the statistics as of _forward_triton."""
+    """A result for each map, and the statistics as batch_norm_triton.forward has them."""
     dtype = torch.promote_types(xs[0].dtype, torch.float32)
     ys, found = [], []
     for i, (x, weight, bias) in enumerate(zip(xs, weights, biases, strict=True)):
@@ -531,7 +121,7 @@ def forward(
     if takes_triton(xs[0]):
         ys = _room(xs, joined)
         places = _places(ys, xs, joined)
-        return ys, _forward_triton(xs, weights, biases, running, residual, places, training, eps, relu, scale)
+        return ys, batch_norm_triton.forward(xs, weights, biases, running, residual, places, training, eps, relu, scale)
     ys, statistics = _forward_torch(xs, weights, biases, running, residual, training, eps, relu, scale)
     return [_join(ys)] if joined else ys, statistics
 
@@ -551,7 +141,7 @@ def _forward_into(
 ) -> Tensor:
     options = (training, eps, relu, scale)
     if takes_triton(x):
-        return _forward_triton([x], [weight], [bias], running, residual, [out], *options)
+        return batch_norm_triton.forward([x], [weight], [bias], running, residual, [out], *options)
     ys, statistics = _forward_torch([x], [weight], [bias], running, residual, *options)
     out.copy_(ys[0])
     return statistics
@@ -560,42 +150,6 @@ def _forward_into(
 def _join(maps: list[Tensor]) -> Tensor:
     joined = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
     return joined.contiguous(memory_format=torch.channels_last)
-
-
-def _backward_triton(
-    grads: Sequence[Tensor],
-    xs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    means: Sequence[Tensor],
-    spreads: Sequence[Tensor],
-    y: Tensor | None,
-    places: Sequence[Tensor],
-    training: bool,
-    eps: float,
-    relu: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor | None]:
-    """Writes the gradients of xs to their places; the sums, and the gradient of the residual where there is y."""
-    grid, device = _grid(xs), xs[0].device
-    parts = torch.empty((grid.chunks, 2 * grid.total), dtype=torch.float32, device=device)
-    sums = torch.empty((2, grid.total), dtype=torch.float32, device=device)
-    grad_residual = None if y is None else _allocate(y, y.shape[1])
-    inputs = (tuple(grads), tuple(xs), y, tuple(weights), tuple(biases), tuple(means), tuple(spreads))
-    pitches = (_pitches(grads), _pitches(xs), 0 if y is None else row_pitch(y))
-    modes = {"FROM_VARIANCE": not training, "RELU": relu, **grid.options}
-    with torch.cuda.device_of(xs[0]):  # type: ignore[no-untyped-call]
-        _sums_kernel[grid.reduction](
-            *(*inputs, parts, *pitches, grid.widths, grid.offsets, grid.rows, grid.rows_each, grid.total, eps), **modes
-        )
-        programs, options = grid.combine(2 * grid.total)
-        _combine_sums_kernel[programs](parts, sums, 2 * grid.total, grid.chunks, scale, **options)
-        _grad_x_kernel[grid.elementwise](
-            *(*inputs, sums if training else None, tuple(places), grad_residual),
-            *(*pitches, _pitches(places), grid.widths, grid.offsets, grid.rows, grid.total, eps, scale),
-            **modes,
-        )
-    return sums, grad_residual
 
 
 @torch.library.custom_op("manylabel::batch_norm_relu_backward", mutates_args=())
@@ -625,7 +179,9 @@ def backward(
         grad_xs = _room(xs, joined)
         places = _places(grad_xs, xs, joined)
         y = ys[0] if with_residual else None
-        sums, grad_residual = _backward_triton(grads, xs, weights, biases, means, spreads, y, places, *options)
+        sums, grad_residual = batch_norm_triton.backward(
+            grads, xs, weights, biases, means, spreads, y, places, *options
+        )
         return grad_xs, sums, nothing if grad_residual is None else grad_residual
     dtype = torch.promote_types(xs[0].dtype, torch.float32)
     sums = torch.zeros((2, sum(x.shape[1] for x in xs)), dtype=dtype, device=xs[0].device)
@@ -667,7 +223,7 @@ def _(out: Tensor, x: Tensor, *rest: Any) -> Tensor:
 @backward.register_fake
 def _(grads: Sequence[Tensor], xs: Sequence[Tensor], *rest: Any) -> tuple[list[Tensor], Tensor, Tensor]:
     *_, with_residual, _, joined = rest
-    grad_residual = _allocate(xs[0], xs[0].shape[1]) if with_residual else xs[0].new_empty(0)
+    grad_residual = empty_map(xs[0]) if with_residual else xs[0].new_empty(0)
     return _room(xs, joined), _fake_vectors(xs, 2), grad_residual
 
 
@@ -681,16 +237,10 @@ def _(
     training: bool,
     *_: Any,
 ) -> list[Pass]:
-    grid = _grid(xs)
+    grid = grid_of(xs)
     vectors = size(*weights, *biases) + 2 * 4 * grid.total
     normalize = Pass(size(*xs, residual) + vectors, size(*xs))
-    return [*_sum_passes(grid, size(*xs), 3), normalize] if training else [normalize]
-
-
-def _sum_passes(grid: _Grid, read: int, rows: int) -> list[Pass]:
-    """The sums of the programs, and these joined to [rows, ΣC]."""
-    parts = 4 * 2 * grid.total * grid.chunks
-    return [Pass(read, parts), Pass(parts, 4 * rows * grid.total)]
+    return [*sum_passes(grid, size(*xs), 3), normalize] if training else [normalize]
 
 
 @declares("batch_norm_relu_into")
@@ -702,12 +252,12 @@ def _(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> list[
 @declares("batch_norm_relu_backward")
 def _(grads: Sequence[Tensor], xs: Sequence[Tensor], ys: Sequence[Tensor], *rest: Any) -> list[Pass]:
     *_, training, _, _, with_residual, _, _ = rest
-    grid = _grid(xs)
+    grid = grid_of(xs)
     maps = size(*grads, *xs, *(ys if with_residual else []))
     vectors = 4 * 4 * grid.total
     used = 2 * 4 * grid.total if training else 0
     gradients = Pass(maps + vectors + used, size(*xs) * (2 if with_residual else 1))
-    return [*_sum_passes(grid, maps + vectors, 2), gradients]
+    return [*sum_passes(grid, maps + vectors, 2), gradients]
 
 
 class _Normalize(torch.autograd.Function):
@@ -873,12 +423,10 @@ def _check(
         raise ValueError(f"x has shape {tuple(xs[0].shape)}; training takes more than one value a channel")
 
 
-def _keep(running_means: Sequence[Tensor], running_vars: Sequence[Tensor], statistics: Tensor, momentum: float) -> None:
-    """Moves the running statistics towards those of the batch, all maps' in one launch."""
-    parts = slices([mean[None] for mean in running_means])
-    batch = [statistics[row, part] for row in (0, 2) for part in parts]
+def move_running(running: Sequence[Tensor], statistics: Sequence[Tensor], momentum: float) -> None:
+    """Moves running means, then variances, towards those [3, C] of each map's batch, all in one launch."""
     with torch.no_grad():
-        torch._foreach_lerp_([*running_means, *running_vars], batch, momentum)
+        torch._foreach_lerp_(list(running), [s[row] for row in (0, 2) for s in statistics], momentum)
 
 
 def batch_norm_relu(
@@ -935,7 +483,7 @@ def batch_norm_relu(
         y, running = out, [*means, *variances]
         statistics = _forward_into(out, x, weight, bias, running, residual, training, eps, relu, scale)
     if training and means and x.numel():
-        _keep(means, variances, statistics, momentum)
+        move_running([*means, *variances], [statistics], momentum)
     return y
 
 
@@ -974,5 +522,5 @@ def batch_norm_relu_concat(
     _check(xs, weights, biases, means, variances, training, momentum, eps)
     y, statistics = normalize_joined(xs, weights, biases, [*means, *variances], training, eps)
     if training and means and y.numel():
-        _keep(means, variances, statistics, momentum)
+        move_running([*means, *variances], [statistics[:, part] for part in slices(xs)], momentum)
     return y

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from kernels.arguments import check_channels_last, check_floats, check_number, is_channels_last, row_pitch
 from kernels.launch import INTERPRETED, takes_triton
+from kernels.maps import empty_map
 from kernels.traffic import Pass, declares, size
 from kernels.tuning import CONV1X1_DEEP, CONV1X1_FLOAT32, CONV1X1_MASK, CONV1X1_SHALLOW, Launch
 
@@ -131,11 +132,6 @@ def map_like(pixels: Tensor, x: Tensor) -> Tensor:
     return pixels.view(n, h, w, pixels.shape[1]).permute(0, 3, 1, 2)
 
 
-def _empty_map(x: Tensor) -> Tensor:
-    n, c, h, w = x.shape
-    return torch.empty((n, h, w, c), dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
-
-
 def _launch(branch: Tensor) -> Launch:
     if branch.dtype == torch.float32:
         return CONV1X1_FLOAT32
@@ -150,7 +146,7 @@ def _precision() -> str:
 @torch.library.custom_op("manylabel::conv1x1_residual_relu", mutates_args=())
 def forward(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: float, relu: bool) -> Tensor:
     """conv1x1_residual_relu for weight [C, K] in the dtype of x. Nothing is checked."""
-    y = _empty_map(x)
+    y = empty_map(x)
     if not takes_triton(x):
         _forward_plain(x, branch, weight, bias, scale, y)
         return y.relu_() if relu else y
@@ -221,7 +217,7 @@ def input_gradient(grad: Tensor, branch: Tensor, weight: Tensor, x: Tensor) -> t
     The gradient of what a ReLU was given, where its output x went through a residual connection, whose gradient is
     grad, and a 1×1 convolution of weight [K, C], whose gradient is branch [N, K, H, W]. Nothing is checked.
     """
-    y, dtype = _empty_map(grad), torch.promote_types(grad.dtype, torch.float32)
+    y, dtype = empty_map(grad), torch.promote_types(grad.dtype, torch.float32)
     if not takes_triton(grad):
         summed = torch.addmm(rows(grad), rows(branch), weight)
         torch.ops.aten.threshold_backward.grad_input(map_like(summed, x), x, 0, grad_input=y)
@@ -235,14 +231,14 @@ def input_gradient(grad: Tensor, branch: Tensor, weight: Tensor, x: Tensor) -> t
 @torch.library.custom_op("manylabel::relu_backward_and_sums", mutates_args=())
 def backward(grad: Tensor, y: Tensor, with_sums: bool) -> tuple[Tensor, Tensor]:
     """g, and its sums over the pixels [C], or nothing [0]."""
-    out = _empty_map(y)
+    out = empty_map(y)
     nothing = y.new_empty(0, dtype=torch.promote_types(y.dtype, torch.float32))
     if not takes_triton(y):
         torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=out)
         return out, out.sum((0, 2, 3), dtype=nothing.dtype) if with_sums else nothing
     if not is_channels_last(grad):
         # A gradient comes in whatever layout the next operation chose, expanded ones included.
-        grad = _empty_map(y).copy_(grad)
+        grad = empty_map(y).copy_(grad)
     n, channels, h, w = y.shape
     tiles = triton.cdiv(n * h * w, CONV1X1_MASK.blocks["BLOCK_ROWS"])
     sums = torch.empty((tiles, channels), dtype=torch.float32, device=y.device) if with_sums else None
@@ -256,7 +252,7 @@ def backward(grad: Tensor, y: Tensor, with_sums: bool) -> tuple[Tensor, Tensor]:
 
 @forward.register_fake
 def _(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: float, relu: bool) -> Tensor:
-    return _empty_map(x)
+    return empty_map(x)
 
 
 @scaled_product.register_fake
@@ -266,13 +262,13 @@ def _(a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 @input_gradient.register_fake
 def _(grad: Tensor, branch: Tensor, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    return _empty_map(grad), grad.new_empty(grad.shape[1], dtype=torch.promote_types(grad.dtype, torch.float32))
+    return empty_map(grad), grad.new_empty(grad.shape[1], dtype=torch.promote_types(grad.dtype, torch.float32))
 
 
 @backward.register_fake
 def _(grad: Tensor, y: Tensor, with_sums: bool) -> tuple[Tensor, Tensor]:
     sums = y.new_empty(y.shape[1] if with_sums else 0, dtype=torch.promote_types(y.dtype, torch.float32))
-    return _empty_map(y), sums
+    return empty_map(y), sums
 
 
 @declares("conv1x1_residual_relu")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kernels.arguments import check_channels_last, check_floats, is_channels_last, row_pitch
 from kernels.launch import takes_triton
+from kernels.maps import empty_map
 from kernels.traffic import Pass, declares, size
 from kernels.tuning import MAX_POOL
 
@@ -94,25 +95,20 @@ def _max_pool_bwd_kernel(  # type: ignore[no-untyped-def]
     tl.store(grad_x_ptr + at, total.to(grad_x_ptr.dtype.element_ty), mask=inside)
 
 
-def _map(like: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
-    n, channels, _, _ = like.shape
-    return torch.empty((n, height, width, channels), dtype=dtype, device=like.device).permute(0, 3, 1, 2)
-
-
-def _pooled(pixels: int) -> int:
-    return (pixels - 3) // 2 + 1
+def _pooled(x: Tensor) -> tuple[int, int]:
+    """Height and width of the result."""
+    return (x.shape[2] - 1) // 2, (x.shape[3] - 1) // 2
 
 
 def _grid(x: Tensor) -> tuple[int, int]:
     n, channels, h, w = x.shape
-    return triton.cdiv(n * h * w, MAX_POOL.blocks["BLOCK_ROWS"]), triton.cdiv(
-        channels, MAX_POOL.blocks["BLOCK_CHANNELS"]
-    )
+    tile = MAX_POOL.blocks
+    return triton.cdiv(n * h * w, tile["BLOCK_ROWS"]), triton.cdiv(channels, tile["BLOCK_CHANNELS"])
 
 
 def _taps(x: Tensor) -> list[Tensor]:
     """What each of the nine places of all windows holds."""
-    h, w = (2 * _pooled(pixels) - 1 for pixels in x.shape[2:])
+    h, w = (2 * pixels - 1 for pixels in _pooled(x))
     return [x[:, :, a : a + h : 2, b : b + w : 2] for a in range(3) for b in range(3)]
 
 
@@ -120,7 +116,7 @@ def _taps(x: Tensor) -> list[Tensor]:
 def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
     """y, and the tap of each window."""
     n, channels, h, w = x.shape
-    y, tap = (_map(x, _pooled(h), _pooled(w), dtype) for dtype in (x.dtype, torch.uint8))
+    y, tap = (empty_map(x, size=_pooled(x), dtype=dtype) for dtype in (x.dtype, torch.uint8))
     if takes_triton(x):
         rows = n * y.shape[2] * y.shape[3]
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
@@ -136,7 +132,7 @@ def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("manylabel::max_pool_backward", mutates_args=())
 def _backward(grad: Tensor, tap: Tensor, height: int, width: int) -> Tensor:
-    grad_x = _map(grad, height, width, grad.dtype)
+    grad_x = empty_map(grad, size=(height, width))
     n, channels, h, w = grad.shape
     if not takes_triton(grad):
         grad_x.zero_()
@@ -153,22 +149,19 @@ def _backward(grad: Tensor, tap: Tensor, height: int, width: int) -> Tensor:
 
 @_forward.register_fake
 def _(x: Tensor) -> tuple[Tensor, Tensor]:
-    h, w = (_pooled(pixels) for pixels in x.shape[2:])
-    return _map(x, h, w, x.dtype), _map(x, h, w, torch.uint8)
+    return empty_map(x, size=_pooled(x)), empty_map(x, size=_pooled(x), dtype=torch.uint8)
 
 
 @_backward.register_fake
 def _(grad: Tensor, tap: Tensor, height: int, width: int) -> Tensor:
-    return _map(grad, height, width, grad.dtype)
+    return empty_map(grad, size=(height, width))
 
 
 @declares("max_pool")
 def _(x: Tensor) -> list[Pass]:
     # The last row and column of an even height and width are in no window.
-    n, channels, h, w = x.shape
-    out = n * channels * _pooled(h) * _pooled(w)
-    read = n * channels * (2 * _pooled(h) + 1) * (2 * _pooled(w) + 1)
-    return [Pass(read * x.dtype.itemsize, out * (x.dtype.itemsize + 1))]
+    (n, channels, _, _), (h, w), item = x.shape, _pooled(x), x.dtype.itemsize
+    return [Pass(n * channels * (2 * h + 1) * (2 * w + 1) * item, n * channels * h * w * (item + 1))]
 
 
 @declares("max_pool_backward")

@@ -4,7 +4,7 @@ from typing import Any
 
 import triton
 
-from kernels import asymmetric, batch_norm, bce, conv1x1, pixels, pool, residual
+from kernels import asymmetric, batch_norm_triton, bce, conv1x1, pixels, pool, residual
 from kernels.machine_code import Variant
 from kernels.tuning import (
     ASYMMETRIC_LOSS,
@@ -141,17 +141,17 @@ def _batch_norm(maps: int, channels: int, size: int, launch: Launch) -> list[Var
         )
 
     variants = [
-        variant("statistics", batch_norm._statistics_kernel, 1, 32),
-        variant("normalize", batch_norm._normalize_kernel, 2, 128),
-        variant("sums", batch_norm._sums_kernel, 2, 32),
-        variant("grad_x", batch_norm._grad_x_kernel, 3, 128),
+        variant("statistics", batch_norm_triton._statistics_kernel, 1, 32),
+        variant("normalize", batch_norm_triton._normalize_kernel, 2, 128),
+        variant("sums", batch_norm_triton._sums_kernel, 2, 32),
+        variant("grad_x", batch_norm_triton._grad_x_kernel, 3, 128),
     ]
     if maps > 1:
         return variants
     return [
         *variants,
-        variant("normalize + residual", batch_norm._normalize_kernel, 3, 128, residual_ptr="*T"),
-        variant("grad_x + residual", batch_norm._grad_x_kernel, 5, 128, y_ptr="*T", grad_residual_ptr="*T"),
+        variant("normalize + residual", batch_norm_triton._normalize_kernel, 3, 128, residual_ptr="*T"),
+        variant("grad_x + residual", batch_norm_triton._grad_x_kernel, 5, 128, y_ptr="*T", grad_residual_ptr="*T"),
     ]
 
 
@@ -162,7 +162,7 @@ _BATCH_NORM = [
     *_batch_norm(2, 128, 18, BATCH_NORM),
     Variant(
         name="batch_norm combine statistics",
-        kernel=batch_norm._combine_statistics_kernel,
+        kernel=batch_norm_triton._combine_statistics_kernel,
         arguments={"part_ptr": "*fp32", "statistics_ptr": "*fp32", "chunks": "i32"}
         | {k: v for k, v in _SIZES.items() if k != "scale"},
         constants={"CHUNKS": 256},
@@ -175,7 +175,7 @@ _BATCH_NORM = [
     ),
     Variant(
         name="batch_norm combine sums",
-        kernel=batch_norm._combine_sums_kernel,
+        kernel=batch_norm_triton._combine_sums_kernel,
         arguments={"part_ptr": "*fp32", "sums_ptr": "*fp32", "columns": "i32", "chunks": "i32", "scale": "fp32"},
         constants={"CHUNKS": 256},
         launch=BATCH_NORM_COMBINE,

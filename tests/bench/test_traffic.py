@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils._triton import has_triton
 
 import kernels
 from bench import pretend
@@ -58,11 +59,13 @@ def test_generated_kernels_assemble() -> None:
 
 
 def test_no_trace_of_the_gpu_is_left() -> None:
-    before = triton.runtime.driver._active
+    before, found = triton.runtime.driver._active, has_triton()
     with pretend.gpu(80):
+        assert has_triton()
         assert torch.cuda.get_device_capability() == (8, 0)
         assert triton.runtime.driver.active.get_current_target().arch == 80
     assert triton.runtime.driver._active is before
+    assert has_triton() == found
     assert torch.cuda.is_available() == (torch.cuda.device_count() > 0)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.plain import PlainInceptionResNetV1
-from engine.model import InceptionResNetV1
+from engine.model import InceptionResidual, InceptionResNetV1
 
 
 def pair(dtype: torch.dtype, training: bool) -> tuple[nn.Module, nn.Module, Tensor]:
@@ -65,13 +65,19 @@ def test_weights_go_both_ways() -> None:
     plain.load_state_dict(ours.state_dict())
 
 
-def test_a_gradient_that_only_the_input_gets() -> None:
-    """Nothing that came from upstream is overwritten."""
-    _, ours, _ = pair(torch.float64, True)
-    block = ours.get_submodule("repeat_3.4")
-    x = torch.randn(2, 448, 3, 3, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
-    upstream = torch.randn(2, 448, 3, 3, dtype=torch.float64).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("relu", [True, False])
+def test_a_block_alone(relu: bool) -> None:
+    """With the ReLU at its end or without; what comes from upstream is not written to."""
+    torch.manual_seed(0)
+    block = InceptionResidual(16, [[(8, 1, 1, 0)], [(8, 1, 1, 0), (8, (1, 3), 1, (0, 1))]], 0.3, relu).double()
+    shape = (2, 16, 3, 3)
+    x, upstream = (torch.randn(shape, dtype=torch.float64).to(memory_format=torch.channels_last) for _ in range(2))
     before = upstream.clone()
-    block(x).backward(upstream)
+    x.requires_grad_()
+    y = block(x)
+    y.backward(upstream)
     assert torch.equal(upstream, before)
-    assert torch.autograd.gradcheck(block.eval(), (x.detach()[:1, :, :1, :1].requires_grad_(),), fast_mode=True)
+    mixed = torch.cat([block.get_submodule("branch0")(x), block.get_submodule("branch1")(x)], 1)
+    joined = x + 0.3 * block.conv2d(mixed)
+    torch.testing.assert_close(y, torch.relu(joined) if relu else joined)
+    assert torch.autograd.gradcheck(block, (x.detach().requires_grad_(),), fast_mode=True)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels import batch_norm_relu, batch_norm_relu_concat
-from kernels.batch_norm import batch_norm_relu_reference, of_each
+from kernels.batch_norm import batch_norm_relu_reference
+from kernels.batch_norm_triton import of_each
 
 Close = Callable[..., None]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import batch_norm, batch_norm_relu, batch_norm_relu_concat
+from kernels import batch_norm, batch_norm_relu, batch_norm_relu_concat, batch_norm_triton
 from kernels.batch_norm import batch_norm_relu_reference
 
 Close = Callable[..., None]
@@ -88,7 +88,7 @@ def test_slices_of_one_map(memory: Memory, widths: tuple[int, ...], training: bo
     running = [*means, *variances]
     ys, statistics = batch_norm.forward(xs, weights, biases, running, None, training, EPS, True, 1.0, False)
     grads = [channels_last(memory, tuple(x.shape), torch.float32) for x in xs]
-    of_each = [list(vectors) for vectors in batch_norm.of_each(xs, statistics, running, training)]
+    of_each = [list(vectors) for vectors in batch_norm_triton.of_each(xs, statistics, running, training)]
     (grad,), sums, _ = batch_norm.backward(
         grads, xs, ys, weights, biases, *of_each, training, EPS, True, False, 1.0, True
     )
@@ -116,7 +116,7 @@ def test_out_is_a_slice_of_a_buffer() -> None:
 
 def test_programs_that_take_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each program joins the statistics of several tiles, and the last one's are not full."""
-    monkeypatch.setattr(batch_norm, "BATCH_NORM_PROGRAMS", 3)
+    monkeypatch.setattr(batch_norm_triton, "BATCH_NORM_PROGRAMS", 3)
     x = (5 + torch.randn(2, 3, 31, 17)).contiguous(memory_format=CHANNELS_LAST).requires_grad_()
     weight, bias = torch.rand(3, requires_grad=True), torch.rand(3, requires_grad=True)
     results = []
