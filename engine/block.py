@@ -13,7 +13,7 @@ Source: Szegedy et al. 2016, arXiv:1602.07261, figures 10, 11 and 13; Ioffe and 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -23,7 +23,13 @@ from torch.nn.functional import conv2d
 
 from kernels import batch_norm, conv1x1
 from kernels.batch_norm_triton import of_each
+from kernels.launch import past_dispatcher
 from kernels.maps import slices
+
+# Autograd asks nothing of them here: the backward pass is written out.
+_normalize, _normalize_backward = past_dispatcher(batch_norm.forward), past_dispatcher(batch_norm.backward)
+_join, _join_backward = past_dispatcher(conv1x1.forward), past_dispatcher(conv1x1.backward)
+_product, _input_gradient = past_dispatcher(conv1x1.scaled_product), past_dispatcher(conv1x1.input_gradient)
 
 Padding = tuple[int, int]
 
@@ -32,41 +38,38 @@ Padding = tuple[int, int]
 class Plan:
     """What does not change from call to call.
 
+    The norms of a block are numbered: the first of all branches come first, then branch after branch.
+
     Attributes:
         chains: of each branch, the paddings of the convolutions after its first, which is 1×1.
         scale: of the branches beside the residual connection.
         relu: whether the block ends with one.
         eps: of the norms.
+        chained: convolutions after the branches' first ones and before the last.
+        norms: how many there are.
+        units: numbers of each branch's norms, in its order.
+        last: numbers of the norms that make the mixed map.
+        inner: numbers of the others.
     """
 
     chains: tuple[tuple[Padding, ...], ...]
     scale: float
     relu: bool
     eps: float
+    chained: int = field(init=False)
+    norms: int = field(init=False)
+    units: tuple[tuple[int, ...], ...] = field(init=False)
+    last: tuple[int, ...] = field(init=False)
+    inner: tuple[int, ...] = field(init=False)
 
-    @property
-    def chained(self) -> int:
-        """Convolutions after the branches' first ones and before the last."""
-        return sum(map(len, self.chains))
-
-    @property
-    def norms(self) -> int:
-        return len(self.chains) + self.chained
-
-    @property
-    def last(self) -> list[int]:
-        """Numbers of the norms that make the mixed map."""
-        return [self.units(branch)[-1] for branch in range(len(self.chains))]
-
-    @property
-    def inner(self) -> list[int]:
-        """Numbers of the others."""
-        return [i for i in range(self.norms) if i not in self.last]
-
-    def units(self, branch: int) -> list[int]:
-        """Numbers of a branch's norms, in its order. The first of all branches come first, then branch after branch."""
-        first = len(self.chains) + sum(len(chain) for chain in self.chains[:branch])
-        return [branch, *range(first, first + len(self.chains[branch]))]
+    def __post_init__(self) -> None:
+        edges = list(accumulate(map(len, self.chains), initial=len(self.chains)))
+        units = tuple((branch, *range(*edge)) for branch, edge in enumerate(pairwise(edges)))
+        last = tuple(numbers[-1] for numbers in units)
+        found = {"chained": edges[-1] - len(self.chains), "norms": edges[-1], "units": units, "last": last}
+        found["inner"] = tuple(i for i in range(edges[-1]) if i not in last)
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
 
 class _Norms:
@@ -82,15 +85,13 @@ class _Norms:
         self.grad_weight: dict[int, Tensor] = {}
         self.grad_bias: dict[int, Tensor] = {}
 
-    def forward(self, units: list[int], running: Sequence[Tensor], joined: bool) -> tuple[list[Tensor], Tensor]:
+    def forward(self, units: Sequence[int], running: Sequence[Tensor], joined: bool) -> tuple[list[Tensor], Tensor]:
         """Normalises what these were given; the maps, and the statistics of the batch."""
         xs = [self.raw[i] for i in units]
         weights, biases = [self.weights[i] for i in units], [self.biases[i] for i in units]
         half = len(running) // 2
         own = [running[i] for i in units] + [running[half + i] for i in units]
-        ys, statistics = batch_norm.forward(
-            xs, weights, biases, own, None, self.training, self.plan.eps, True, 1.0, joined
-        )
+        ys, statistics = _normalize(xs, weights, biases, own, None, self.training, self.plan.eps, True, 1.0, joined)
         means, spreads = of_each(xs, statistics, own, self.training)
         self.mean.update(zip(units, means, strict=True))
         self.spread.update(zip(units, spreads, strict=True))
@@ -98,12 +99,12 @@ class _Norms:
         self.out.update(zip(units, parts, strict=True))
         return ys, statistics
 
-    def backward(self, units: list[int], grads: list[Tensor], joined: bool) -> list[Tensor]:
+    def backward(self, units: Sequence[int], grads: list[Tensor], joined: bool) -> list[Tensor]:
         """Gradients of what these were given, and those of their weights and biases."""
         xs, ys = [self.raw[i] for i in units], [self.out[i] for i in units]
         vectors = [[of[i] for i in units] for of in (self.weights, self.biases, self.mean, self.spread)]
         grad_xs: list[Tensor]
-        grad_xs, sums, _ = batch_norm.backward(
+        grad_xs, sums, _ = _normalize_backward(
             grads, xs, ys, *vectors, self.training, self.plan.eps, True, False, 1.0, joined
         )
         for i, part in zip(units, slices(xs), strict=True):
@@ -141,7 +142,7 @@ def _forward(plan: Plan, training: bool, x: Tensor, given: _Tensors) -> tuple[Te
     norms = _Norms(plan, training, given.weights, given.biases)
     found: dict[int, Tensor] = {}
 
-    def normalize(units: list[int], joined: bool) -> list[Tensor]:
+    def normalize(units: Sequence[int], joined: bool) -> list[Tensor]:
         ys, statistics = norms.forward(units, given.running, joined)
         if training:
             parts = slices([norms.raw[i] for i in units])
@@ -152,14 +153,14 @@ def _forward(plan: Plan, training: bool, x: Tensor, given: _Tensors) -> tuple[Te
     norms.raw.update(enumerate(torch.split(h, [len(norms.weights[b]) for b in branches], 1)))
     normalize([b for b in branches if plan.chains[b]], joined=False)
     for b in branches:
-        units = plan.units(b)
+        units = plan.units[b]
         for i, unit in enumerate(units[1:]):
             conv = given.convs[unit - len(plan.chains)]
             norms.raw[unit] = conv2d(norms.out[units[i]], conv, padding=plan.chains[b][i])
             if unit != units[-1]:
                 normalize([unit], joined=False)
     (mixed,) = normalize(plan.last, joined=True)
-    y = conv1x1.forward(x, mixed, given.tail.flatten(1), given.bias, plan.scale, plan.relu)
+    y = _join(x, mixed, given.tail.flatten(1), given.bias, plan.scale, plan.relu)
     everyone = range(plan.norms)
     saved = [x, h, mixed, y, given.head, given.tail, *given.convs, *given.weights, *given.biases]
     saved += [norms.raw[i] for i in everyone[len(branches) :]] + [norms.out[i] for i in plan.inner]
@@ -194,14 +195,14 @@ def _backward(
     norms.spread.update(enumerate(spreads))
 
     rows = conv1x1.rows(grad)
-    grad_mixed = conv1x1.map_like(conv1x1.scaled_product(rows, tail.flatten(1), plan.scale), grad)
-    grad_tail = conv1x1.scaled_product(rows.t(), conv1x1.rows(mixed), plan.scale).view_as(tail)
+    grad_mixed = conv1x1.map_like(_product(rows, tail.flatten(1), plan.scale), grad)
+    grad_tail = _product(rows.t(), conv1x1.rows(mixed), plan.scale).view_as(tail)
     grads = dict(zip(plan.last, torch.split(grad_mixed, last_widths, 1), strict=True))
     ends = [i for i in plan.last if i >= len(branches)]
     grad_raw = dict(zip(ends, norms.backward(ends, [grads[i] for i in ends], joined=False), strict=True))
     grad_convs: dict[int, Tensor] = {}
     for b in branches:
-        units = plan.units(b)
+        units = plan.units[b]
         for i in range(len(units) - 1, 0, -1):
             before, conv = units[i - 1], units[i] - len(branches)
             grads[before], grad_convs[conv] = _conv_backward(
@@ -214,7 +215,7 @@ def _backward(
     if first:
         grad_x, sums_x = conv1x1.map_like(torch.addmm(rows, conv1x1.rows(grad_h), head.flatten(1)), x), None
     else:
-        grad_x, sums_x = conv1x1.input_gradient(grad, grad_h, head.flatten(1), x)
+        grad_x, sums_x = _input_gradient(grad, grad_h, head.flatten(1), x)
     own = [grad_head, grad_tail, sums * plan.scale, *(grad_convs[i] for i in range(plan.chained))]
     own += [norms.grad_weight[i] for i in range(n)] + [norms.grad_bias[i] for i in range(n)]
     return grad_x, sums_x, own
@@ -248,7 +249,7 @@ class _Stage(torch.autograd.Function):
         for number in reversed(range(len(plans))):
             plan, everything = plans[number], saved[edges[number] : edges[number + 1]]
             if sums is None and plan.relu:
-                grad, sums = conv1x1.backward(grad, everything[3], True)
+                grad, sums = _join_backward(grad, everything[3], True)
             elif sums is None:
                 sums = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
             grad, sums, grads = _backward(plan, ctx.training, grad, sums, everything, first=number == 0)

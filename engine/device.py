@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from engine.config import Compile, Device
+from kernels.bfloat16 import cpu_has_bfloat16
 from pipelines.augment import PictureSpec
 from pipelines.errors import InputError
 
@@ -59,8 +60,3 @@ def decide(device: Device, amp: bool, compile: Compile) -> Placement:
         notes.append("amp: this CPU does not compute in bfloat16 (AVX-512 BF16 or AMX); float32 is faster and used")
         amp = False
     return Placement(torch.device("cpu"), torch.bfloat16 if amp else None, False, compile == "on", tuple(notes))
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether the CPU has instructions for products in bfloat16; without them it is emulated, slower than float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

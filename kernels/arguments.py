@@ -65,11 +65,12 @@ def is_channels_last(x: Tensor) -> bool:
 
 def row_pitch(x: Tensor) -> int:
     """Elements from one pixel of a channels-last map to the next."""
-    _, c, h, w = x.shape
-    for dim, rows in ((3, 1), (2, w), (0, h * w)):
-        if x.shape[dim] > 1:
-            return x.stride(dim) // rows
-    return c
+    n, c, h, w = x.shape
+    if w > 1:
+        return x.stride(3)
+    if h > 1:
+        return x.stride(2)
+    return x.stride(0) // (h * w) if n > 1 and h * w else c
 
 
 def check_like(name: str, x: Tensor, other: str, like: Tensor) -> None:

@@ -28,9 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import batch_norm_triton
+from kernels import batch_norm_cpu, batch_norm_triton
 from kernels.arguments import check_channels_last, check_floats, check_number, check_operand, is_channels_last
 from kernels.batch_norm_triton import grid_of, of_each, sum_passes
+from kernels.bfloat16 import PASSED
 from kernels.launch import takes_triton
 from kernels.maps import empty_map, slices
 from kernels.traffic import DECLARED, Pass, declares, size
@@ -99,6 +100,37 @@ def _forward_torch(
     return ys, found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
+def _compiled_passes(x: Tensor, residual: Tensor | None) -> bool:
+    """Whether kernels.batch_norm_cpu has it."""
+    return residual is None and not x.is_cuda and x.dtype in PASSED and x.numel() > 0
+
+
+def _forward_cpu(
+    xs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    running: Sequence[Tensor],
+    places: Sequence[Tensor],
+    training: bool,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    """Writes a result for each map to its place; the statistics as batch_norm_triton.forward has them."""
+    parts = slices(xs)
+    statistics = torch.empty((3, parts[-1].stop if training else 0))
+    for i, (x, weight, bias, y) in enumerate(zip(xs, weights, biases, places, strict=True)):
+        x = _channels_last(x)
+        if training:
+            batch_norm_cpu.normalize(x, weight, bias, statistics[:, parts[i]], eps, relu, y)
+        else:
+            batch_norm_cpu.normalize_by(x, weight, bias, running[i], running[len(xs) + i], eps, relu, y)
+    return statistics
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x if is_channels_last(x) else x.contiguous(memory_format=torch.channels_last)
+
+
 # Lists, so that one launch takes several maps. Gradients are _Normalize's, not torch.library's, whose way through
 # lists takes the dispatcher a millisecond.
 @torch.library.custom_op("manylabel::batch_norm_relu", mutates_args=())
@@ -118,9 +150,11 @@ def forward(
 
     `running` has all means, then all variances. Nothing is checked.
     """
-    if takes_triton(xs[0]):
+    if takes_triton(xs[0]) or _compiled_passes(xs[0], residual):
         ys = _room(xs, joined)
         places = _places(ys, xs, joined)
+        if not takes_triton(xs[0]):
+            return ys, _forward_cpu(xs, weights, biases, running, places, training, eps, relu)
         return ys, batch_norm_triton.forward(xs, weights, biases, running, residual, places, training, eps, relu, scale)
     ys, statistics = _forward_torch(xs, weights, biases, running, residual, training, eps, relu, scale)
     return [_join(ys)] if joined else ys, statistics
@@ -142,6 +176,8 @@ def _forward_into(
     options = (training, eps, relu, scale)
     if takes_triton(x):
         return batch_norm_triton.forward([x], [weight], [bias], running, residual, [out], *options)
+    if _compiled_passes(x, residual):
+        return _forward_cpu([x], [weight], [bias], running, [out], training, eps, relu)
     ys, statistics = _forward_torch([x], [weight], [bias], running, residual, *options)
     out.copy_(ys[0])
     return statistics
@@ -175,7 +211,7 @@ def backward(
     options = (training, eps, relu, scale)
     nothing = xs[0].new_empty(0)
     if takes_triton(xs[0]):
-        grads = [g if is_channels_last(g) else g.contiguous(memory_format=torch.channels_last) for g in grads]
+        grads = [_channels_last(g) for g in grads]
         grad_xs = _room(xs, joined)
         places = _places(grad_xs, xs, joined)
         y = ys[0] if with_residual else None
@@ -185,6 +221,13 @@ def backward(
         return grad_xs, sums, nothing if grad_residual is None else grad_residual
     dtype = torch.promote_types(xs[0].dtype, torch.float32)
     sums = torch.zeros((2, sum(x.shape[1] for x in xs)), dtype=dtype, device=xs[0].device)
+    if _compiled_passes(xs[0], ys[0] if with_residual else None):
+        grad_xs = _room(xs, joined)
+        own = zip(_places(grad_xs, xs, joined), slices(xs), strict=True)
+        for g, x, (place, part), *vectors in zip(grads, xs, own, weights, biases, means, spreads, strict=True):
+            g, x = _channels_last(g), _channels_last(x)
+            batch_norm_cpu.gradients(g, x, vectors, training, eps, relu, place, sums[:, part])
+        return grad_xs, sums, nothing
     grad_xs, grad_residual = [], nothing
     for g, x, y, weight, mean, spread, part in zip(grads, xs, ys, weights, means, spreads, slices(xs), strict=True):
         x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
@@ -312,7 +355,7 @@ def _normalize(
     relu: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    if residual is None and not takes_triton(xs[0]):
+    if residual is None and not takes_triton(xs[0]) and not _compiled_passes(xs[0], residual):
         # Plain torch has gradients of its own, and none of the cost of an operator's dispatch.
         ys, statistics = _forward_torch(xs, weights, biases, running, residual, training, eps, relu, scale)
         return _join(ys), statistics

@@ -24,7 +24,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import conv1x1_cpu
 from kernels.arguments import check_channels_last, check_floats, check_number, is_channels_last, row_pitch
+from kernels.bfloat16 import PASSED, cpu_has_bfloat16
 from kernels.launch import INTERPRETED, takes_triton
 from kernels.maps import empty_map
 from kernels.traffic import Pass, declares, size
@@ -132,6 +134,11 @@ def map_like(pixels: Tensor, x: Tensor) -> Tensor:
     return pixels.view(n, h, w, pixels.shape[1]).permute(0, 3, 1, 2)
 
 
+def _channels_last(grad: Tensor) -> Tensor:
+    """A gradient comes in whatever layout the next operation chose, expanded ones included."""
+    return grad if is_channels_last(grad) else empty_map(grad).copy_(grad)
+
+
 def _launch(branch: Tensor) -> Launch:
     if branch.dtype == torch.float32:
         return CONV1X1_FLOAT32
@@ -148,8 +155,7 @@ def forward(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scal
     """conv1x1_residual_relu for weight [C, K] in the dtype of x. Nothing is checked."""
     y = empty_map(x)
     if not takes_triton(x):
-        _forward_plain(x, branch, weight, bias, scale, y)
-        return y.relu_() if relu else y
+        return _forward_cpu(x, branch, weight, bias, scale, relu, y)
     _product(x, rows(branch), weight, bias, None, y, None, scale, relu)
     return y
 
@@ -181,9 +187,15 @@ def _product(
         )
 
 
-def _forward_plain(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: float, y: Tensor) -> None:
-    """Half precision is computed in float32: rounded once, and without the CPU's slow half products."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
+def _forward_cpu(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: float, relu: bool, y: Tensor
+) -> Tensor:
+    dtype = _product_dtype(x)
+    if _compiled_passes(x):
+        product = empty_map(x, dtype=dtype)
+        torch.mm(rows(branch).to(dtype), weight.to(dtype).t(), out=rows(product))
+        conv1x1_cpu.join(x, product, bias, scale, relu, y)
+        return y
     joined = rows(y) if y.dtype == dtype else y.new_empty(rows(y).shape, dtype=dtype)
     if bias is None:
         joined.copy_(rows(x))
@@ -192,6 +204,19 @@ def _forward_plain(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | Non
     _add_product(joined, rows(branch).to(dtype), weight.to(dtype).t(), scale, keep=1)
     if y.dtype != dtype:
         rows(y).copy_(joined)
+    return y.relu_() if relu else y
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """In which products are computed. A CPU's half products are slow, but where it has instructions for them."""
+    if x.is_cuda or (x.dtype == torch.bfloat16 and cpu_has_bfloat16()):
+        return x.dtype
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _compiled_passes(x: Tensor) -> bool:
+    """Whether kernels.conv1x1_cpu has what goes with the products."""
+    return not x.is_cuda and x.dtype in PASSED and x.numel() > 0
 
 
 def _add_product(out: Tensor, a: Tensor, b: Tensor, scale: float, keep: int) -> None:
@@ -205,7 +230,7 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor, scale: float, keep: int) -> 
 @torch.library.custom_op("manylabel::scaled_product", mutates_args=())
 def scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
     """scale · (a @ b), rounded once."""
-    out = a.new_empty(a.shape[0], b.shape[1], dtype=a.dtype if a.is_cuda else torch.promote_types(a.dtype, torch.float))
+    out = a.new_empty(a.shape[0], b.shape[1], dtype=_product_dtype(a))
     _add_product(out, a.to(out.dtype), b.to(out.dtype), scale, keep=0)
     return out.to(a.dtype)
 
@@ -219,6 +244,9 @@ def input_gradient(grad: Tensor, branch: Tensor, weight: Tensor, x: Tensor) -> t
     """
     y, dtype = empty_map(grad), torch.promote_types(grad.dtype, torch.float32)
     if not takes_triton(grad):
+        if _compiled_passes(grad):
+            product = torch.mm(rows(branch), weight, out=branch.new_empty(rows(grad).shape))
+            return y, conv1x1_cpu.masked(_channels_last(grad), map_like(product, grad), x, y)
         summed = torch.addmm(rows(grad), rows(branch), weight)
         torch.ops.aten.threshold_backward.grad_input(map_like(summed, x), x, 0, grad_input=y)
         return y, y.sum((0, 2, 3), dtype=dtype)
@@ -234,11 +262,12 @@ def backward(grad: Tensor, y: Tensor, with_sums: bool) -> tuple[Tensor, Tensor]:
     out = empty_map(y)
     nothing = y.new_empty(0, dtype=torch.promote_types(y.dtype, torch.float32))
     if not takes_triton(y):
+        if _compiled_passes(y):
+            found = conv1x1_cpu.masked(_channels_last(grad), None, y, out)
+            return out, found if with_sums else nothing
         torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=out)
         return out, out.sum((0, 2, 3), dtype=nothing.dtype) if with_sums else nothing
-    if not is_channels_last(grad):
-        # A gradient comes in whatever layout the next operation chose, expanded ones included.
-        grad = empty_map(y).copy_(grad)
+    grad = _channels_last(grad)
     n, channels, h, w = y.shape
     tiles = triton.cdiv(n * h * w, CONV1X1_MASK.blocks["BLOCK_ROWS"])
     sums = torch.empty((tiles, channels), dtype=torch.float32, device=y.device) if with_sums else None

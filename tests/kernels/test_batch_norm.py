@@ -14,7 +14,8 @@ from kernels.batch_norm_triton import of_each
 
 Close = Callable[..., None]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-SHAPES = [(2, 1, 1, 1), (1, 3, 2, 1), (3, 24, 5, 7), (2, 70, 9, 3), (4, 32, 17, 17)]
+# The last one is cut into several parts on the CPU.
+SHAPES = [(2, 1, 1, 1), (1, 3, 2, 1), (3, 24, 5, 7), (2, 70, 9, 3), (4, 32, 17, 17), (4, 40, 41, 30)]
 CHANNELS_LAST = torch.channels_last
 EPS = 1e-3
 
@@ -99,6 +100,23 @@ def test_any_shape(
     shape: tuple[int, ...], dtype: torch.dtype, training: bool, sliced: bool, residual: bool, assert_close: Close
 ) -> None:
     Case(shape, dtype, "cpu", sliced, residual).check(assert_close, training)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_same_bits_whatever_the_threads(dtype: torch.dtype) -> None:
+    """On the CPU; of rows that are folded and rows that are not."""
+    threads = torch.get_num_threads()
+    try:
+        for shape in ((4, 40, 41, 31), (4, 24, 64, 40)):
+            case, results = Case(shape, dtype), []
+            for count in (1, 2, 3, 8):
+                torch.set_num_threads(count)
+                results.append(case.run(batch_norm_relu, True))
+            for other in results[1:]:
+                for a, b in zip(results[0], other, strict=True):
+                    assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels import conv1x1
 from kernels.conv1x1 import _precision, conv1x1_residual_relu, conv1x1_residual_relu_reference
 from kernels.variants import VARIANTS
 
@@ -28,6 +29,7 @@ SHAPES = [
     (1, 64, 32, 1, 1),
     (2, 131, 67, 5, 7),
     (3, 256, 96, 9, 9),
+    (2, 40, 24, 61, 33),
     (0, 4, 3, 3, 3),
     (2, 4, 3, 0, 3),
     (2, 0, 3, 2, 2),
@@ -160,8 +162,12 @@ def test_tf32_where_torch_allows_it() -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
-def test_rounds_once(device: str, dtype: torch.dtype) -> None:
-    """A product, a bias or a scaled weight rounded on the way would be off by more than half a unit."""
+def test_rounds_once(device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product, a bias or a scaled weight rounded on the way would be off by more than half a unit.
+
+    A CPU that multiplies in bfloat16 rounds the product.
+    """
+    monkeypatch.setattr(conv1x1, "cpu_has_bfloat16", lambda: False)
     inputs, upstream = tensors((2, 96, 40, 9, 9), dtype, device)
     y = conv1x1_residual_relu(*inputs, SCALE, relu=False)
     results = (y, *torch.autograd.grad(y, inputs, upstream))
@@ -169,6 +175,15 @@ def test_rounds_once(device: str, dtype: torch.dtype) -> None:
         half_unit = torch.finfo(dtype).eps / 2 * 2 ** due.abs().log2().floor()
         slack = 2e-6 * due.abs().max()  # float32 sums
         assert ((got.double() - due).abs() <= half_unit + slack).all()
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+def test_whatever_the_cpu_multiplies_in(
+    native: bool, relu: bool, assert_close: Close, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conv1x1, "cpu_has_bfloat16", lambda: native)
+    check(*tensors((2, 67, 35, 5, 7), torch.bfloat16, wider=3), assert_close, relu)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

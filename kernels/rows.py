@@ -1,0 +1,47 @@
+"""Feature maps as the rows that compiled CPU passes go over."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kernels.arguments import row_pitch
+
+_WIDE = 256  # elements a row that fill the vector registers
+_PART = 1 << 16  # elements a part: well over what a part costs to hand out, several for each core
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Channels-last maps as rows of `fold` pixels: narrow maps that lie without gaps are taken as fewer, wider rows.
+
+    Attributes:
+        count: of rows.
+        channels: of each map.
+        fold: pixels a row, a power of two.
+        parts: into how many the rows are cut; the machine has no say in it, so the same input gives the same bits.
+        pitches: elements from one row of each map to the next.
+    """
+
+    count: int
+    channels: int
+    fold: int
+    parts: int
+    pitches: list[int]
+
+    @staticmethod
+    def of(*maps: Tensor) -> "Rows":
+        """Of maps [N, C, H, W] of one shape, each channels-last or a channel slice."""
+        n, channels, h, w = maps[0].shape
+        count, fold = n * h * w, 1
+        pitches = [row_pitch(m) for m in maps]
+        if channels < _WIDE and pitches == [channels] * len(maps):
+            while fold * channels < _WIDE and count % 2 == 0:
+                count, fold = count // 2, 2 * fold
+            pitches = [pitch * fold for pitch in pitches]
+        parts = max(1, min(count, count * fold * channels // _PART))
+        return Rows(count, channels, fold, parts, pitches)
+
+    @property
+    def width(self) -> int:
+        """Elements a row."""
+        return self.channels * self.fold
