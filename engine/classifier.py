@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.model_file import Description, read_model
-from engine.session import Device, Session
+from engine.session import Device, Session, decide
 from pipelines.augment import PictureSpec
 from pipelines.errors import InputError
 from pipelines.inference import Letterbox, Photographs
@@ -44,7 +44,7 @@ class Classifier:
     Args:
         path: an ONNX file of engine.export.
         device: "auto" takes the GPU where it works; `note` says what it took.
-        batch_size: photographs that go through the network together.
+        batch_size: photographs that go through the network together; by default 16 on a CPU, 64 on a GPU.
         threshold: probability from which on a label is decided; by default each label's own, from the file.
 
     Raises:
@@ -52,23 +52,32 @@ class Classifier:
     """
 
     def __init__(
-        self, path: str | Path, device: Device = "auto", batch_size: int = 16, threshold: float | None = None
+        self, path: str | Path, device: Device = "auto", batch_size: int | None = None, threshold: float | None = None
     ) -> None:
         self._prepare(*read_model(Path(path)), device, batch_size, threshold)
 
     @classmethod
-    def of(cls, content: bytes, description: Description, device: Device, batch_size: int) -> "Classifier":
+    def of(
+        cls,
+        content: bytes,
+        description: Description,
+        device: Device = "auto",
+        batch_size: int | None = None,
+        threshold: float | None = None,
+    ) -> "Classifier":
         """From the content of a file."""
         made = cls.__new__(cls)
-        made._prepare(content, description, device, batch_size, None)
+        made._prepare(content, description, device, batch_size, threshold)
         return made
 
     def _prepare(
-        self, content: bytes, description: Description, device: Device, batch_size: int, threshold: float | None
+        self, content: bytes, description: Description, device: Device, batch_size: int | None, threshold: float | None
     ) -> None:
-        self.description, self.batch_size = description, batch_size
-        self.session = Session(content, description, device, batch_size)
-        self.note = self.session.note
+        self.description = description
+        place, why = decide(device, description)
+        self.batch_size = batch_size or (16 if place == "cpu" else 64)
+        self.session = Session(content, description, place, self.batch_size)
+        self.note = f"{description.precision} on {place}{f' ({why})' if why else ''}"
         self.labels = description.labels
         own = np.array(description.thresholds, np.float32)
         self.thresholds = own if threshold is None else np.full_like(own, threshold)

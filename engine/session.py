@@ -15,7 +15,8 @@ from engine.model_file import INPUT, OUTPUT, Description
 from pipelines.cache import cache_dir
 from pipelines.errors import InputError
 
-Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+Place = Literal["cpu", "cuda", "tensorrt"]
+Device = Literal["auto", Place]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 SLICE_PIXELS = 2 * 320 * 320  # of the pictures that a core takes at a time: their maps stay in its cache
@@ -29,21 +30,15 @@ class Session:
 
     Args:
         content, description: of the file, as `model_file.read_model` gives them.
-        device: "auto" takes the GPU where it works.
+        device: as `decide` gives it.
         batch_size: pictures that most batches have; a GPU records its launches for as many.
 
-    Attributes:
-        device: "cpu", "cuda" or "tensorrt".
-        note: what it took, in a few words.
-
     Raises:
-        InputError: the device that is asked for does not work, or takes only part of the network.
+        InputError: the device does not work after all, or takes only part of the network.
     """
 
-    def __init__(self, content: bytes, description: Description, device: Device, batch_size: int) -> None:
-        self._content, self._description = content, description
-        self.device, why = decide(device, description)
-        self.note = f"{description.precision} on {self.device}{f' ({why})' if why else ''}"
+    def __init__(self, content: bytes, description: Description, device: Place, batch_size: int) -> None:
+        self._content, self._description, self.device = content, description, device
         self._run = self._on_cpu() if self.device == "cpu" else self._on_gpu(batch_size)
 
     def __call__(self, images: Any) -> NDArray[np.float32]:
@@ -144,7 +139,7 @@ def on_cpu(session: ort.InferenceSession) -> list[str]:
     ]
 
 
-def decide(device: Device, description: Description) -> tuple[Literal["cpu", "cuda", "tensorrt"], str]:
+def decide(device: Device, description: Description) -> tuple[Place, str]:
     """The device to take, and why not another.
 
     Raises:
