@@ -44,13 +44,15 @@ def quantised(
         pictures: uint8 [N, size, size, 3], what the network will see; training pictures.
         kept: names of nodes that stay in float32.
     """
+    given = onnx.ModelProto()
+    given.CopyFrom(model)  # the quantiser moves its constants elsewhere
     pixels = next(node.input[0] for node in model.graph.node if node.op_type == "Conv")
     exact = {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
     logging.getLogger().setLevel(logging.ERROR)  # it warns that the model is not preprocessed; ours needs none
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
         quantize_static(
-            model,
+            given,
             path,
             _Pictures(pictures),
             quant_format=QuantFormat.QDQ,
