@@ -2,8 +2,8 @@
 
     y = R · x · Cᵀ        R [size, height] and C [size, width]: a row for each row of the output, zero in the borders
 
-Resizing is linear in the pixels and separable, and what surrounds the picture is black: two products are the resampling,
-its filter and the borders at once, exact to the pipeline's rounding, on whatever has a matrix product.
+Resizing is linear in the pixels and separable, and what surrounds the picture is black: two products are the
+resampling, its filter and the borders at once, exact to the pipeline's rounding, on whatever has a matrix product.
 """
 
 import torch
@@ -50,6 +50,6 @@ class Letterbox(nn.Module):
 
 
 def _beyond(centre: Tensor, radius: Tensor) -> Tensor:
-    """Sum of the filter over the pixels before the first, an arithmetic series: Σ 1 − (centre − k − ½)/radius, k < 0."""
+    """Sum of the filter over the pixels before the first, an arithmetic series: Σ 1 − (centre − k − ½)/radius."""
     count = (-torch.floor(centre - radius + 0.5)).clamp(min=0)
     return count * (1 - centre / radius) - count * count / (2 * radius)

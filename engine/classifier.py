@@ -1,7 +1,7 @@
 """Photographs to labels, in Python: an ONNX file of ours as a function.
 
-    classifier = Classifier("model.onnx")
-    labels, probabilities = classifier(["a.jpg", "b.jpg"])
+classifier = Classifier("model.onnx")
+labels, probabilities = classifier(["a.jpg", "b.jpg"])
 """
 
 import os

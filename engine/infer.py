@@ -29,8 +29,8 @@ LINE_EVERY = 60.0  # seconds between lines where there is no bar
 class Arguments:
     """Classifies photographs with an ONNX file of engine.export.
 
-    Exit status: 0 all done; 11 to 110 done, but 1 to 100 or more photographs could not be read, each with its row; 2 bad
-    input; 130 stopped by Ctrl-C, to be gone on with by --resume.
+    Exit status: 0 all done; 11 to 110 done, but 1 to 100 or more photographs could not be read, each has its row;
+    2 bad input; 130 stopped by Ctrl-C, to be gone on with by --resume.
     """
 
     file: Annotated[Path, tyro.conf.Positional]
@@ -73,11 +73,9 @@ def infer(arguments: Arguments) -> int:
         raise InputError(f"--batch-size {arguments.batch_size}: must be above 0")
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise InputError(f"--threshold {arguments.threshold:g}: must lie between 0 and 1")
-    import hashlib
-
     from engine.classifier import Classifier
     from engine.model_file import read_model
-    from engine.predictions import Predictions
+    from engine.predictions import Predictions, digest
     from engine.progress import say
     from pipelines.check import decoder_silenced
     from pipelines.listing import photographs
@@ -85,10 +83,10 @@ def infer(arguments: Arguments) -> int:
     content, description = read_model(arguments.file)
     paths = photographs(arguments.paths, sys.stdin)
     classifier = Classifier.of(content, description, arguments.device, arguments.batch_size, arguments.threshold)
-    digest = hashlib.sha256(content + repr(arguments.threshold).encode()).hexdigest()
+    version = digest(content, arguments.threshold)
     del content
     with (
-        Predictions(arguments.out, description.labels, digest, arguments.resume) as predictions,
+        Predictions(arguments.out, description.labels, version, arguments.resume) as predictions,
         command.Interrupt() as interrupt,
     ):
         left = [path for path in paths if as_text(path) not in predictions.done]

@@ -5,11 +5,13 @@ whole or it is not, so that what an interruption leaves can be read. The name ha
 one goes on with another's answers.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +34,7 @@ class Predictions:
     Args:
         out: the file; its ending decides what it is.
         labels: of the network.
-        digest: of the network and whatever else decides the answers.
+        digest: of what decides the answers.
         resume: whether to go on with an interrupted file.
 
     Attributes:
@@ -47,9 +49,11 @@ class Predictions:
         if out.suffix.lower() not in ENDINGS:
             raise InputError(f"--out {out}: the file's name must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
         self.out, self.labels = out, list(labels)
-        self.partial = out.with_name(f"{out.name}.{digest[:12]}.partial")
+        self.partial = out.with_name(f"{out.name}.{digest}.partial")
         if self.partial.exists() and not resume:
-            raise InputError(f"{self.partial} is left from an interrupted run; --resume goes on, deleting it starts anew")
+            raise InputError(
+                f"{self.partial} is left from an interrupted run; --resume goes on, deleting it starts anew"
+            )
         if resume and not self.partial.exists():
             raise InputError(f"--resume: no interrupted run of this network with these options wrote {out}")
         self.rows = self.unreadable = 0
@@ -146,7 +150,12 @@ class Predictions:
         import polars as pl
 
         chances = pl.Struct({label: pl.Float32 for label in self.labels})
-        schema = {"file": pl.String, "labels": pl.List(pl.String), "error": pl.String, "probabilities": chances}
+        schema: dict[str, Any] = {
+            "file": pl.String,
+            "labels": pl.List(pl.String),
+            "error": pl.String,
+            "probabilities": chances,
+        }
         rows = pl.scan_ndjson(self.partial, schema=schema)
         columns = [pl.col("probabilities").struct.field(label).alias(_column(label)) for label in self.labels]
         if self.out.suffix.lower() == ".csv":
@@ -157,6 +166,11 @@ class Predictions:
     def _failed(self, error: Exception) -> InputError:
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
         return InputError(f"{self.out}: cannot be written: {why}; what is done is in {self.partial}, --resume goes on")
+
+
+def digest(content: bytes, threshold: float | None) -> str:
+    """Of what decides the answers: the network's file and the threshold asked for."""
+    return hashlib.sha256(content + repr(threshold).encode()).hexdigest()[:12]
 
 
 def _column(label: str) -> str:

@@ -25,7 +25,7 @@ DEEP = 512  # products a sum: from here on tiles pay for gathering the pixels of
 DEEP_1X1 = 256  # where there is nothing to gather
 
 
-class _Pictures(CalibrationDataReader):
+class _Pictures(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, pictures: NDArray[np.uint8]) -> None:
         self.left = iter(pictures)
 
@@ -34,9 +34,7 @@ class _Pictures(CalibrationDataReader):
         return None if picture is None else {INPUT: picture[None]}
 
 
-def quantised(
-    model: onnx.ModelProto, pictures: NDArray[np.uint8], kept: Collection[str] = ()
-) -> onnx.ModelProto:
+def quantised(model: onnx.ModelProto, pictures: NDArray[np.uint8], kept: Collection[str] = ()) -> onnx.ModelProto:
     """The network in int8.
 
     Args:

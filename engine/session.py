@@ -68,7 +68,7 @@ class Session:
     def _on_gpu(self, batch_size: int) -> Run:
         """Pictures stay on the GPU; whole batches replay the launches recorded for one.
 
-        The recorded launches read and write the same memory each time, so a batch is copied there first, within the GPU.
+        Recorded launches read and write the same memory each time: a batch is copied there first, within the GPU.
         """
         import torch
 

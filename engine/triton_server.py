@@ -1,8 +1,8 @@
 """A model repository for NVIDIA's Triton Inference Server, which answers letterboxed pictures over HTTP and gRPC.
 
-    DIR/NAME/config.pbtxt       what goes in and comes out, batching of requests that come together, thresholds
-    DIR/NAME/labels.txt         a name a line: the server's classification extension answers with them
-    DIR/NAME/1/model.onnx       a further export is version 2, and so on; the server takes the latest
+DIR/NAME/config.pbtxt       what goes in and comes out, batching of requests that come together, thresholds
+DIR/NAME/labels.txt         a name a line: the server's classification extension answers with them
+DIR/NAME/1/model.onnx       a further export is version 2, and so on; the server takes the latest
 """
 
 import json

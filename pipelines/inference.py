@@ -1,7 +1,7 @@
 """Photographs to letterboxed pictures, without labels and without trust: some of the files may be no pictures at all.
 
-Decoding and letterbox are those of pipelines.augment, which validation uses. A file that cannot be read costs its own row
-and nothing else.
+Decoding and letterbox are those of pipelines.augment, which validation uses. A file that cannot be read costs its own
+row and nothing else.
 """
 
 import os

@@ -54,7 +54,7 @@ def _folder(folder: str) -> list[str]:
     if not pictures:
         others = f"; its {len(files):,} files are none by their names" if files else ""
         raise InputError(f"{folder}: no pictures in this folder{others}")
-    return natsorted(pictures)
+    return list(natsorted(pictures))
 
 
 def _table(table: Path) -> Iterator[str]:

@@ -72,7 +72,11 @@ def exported(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("MANYLABEL_CACHE", str(folder / "cache"))
                 arguments = Arguments(
-                    run=trained_run, out=out, precision=precision, any_size=any_size, max_f1_loss=100  # type: ignore[arg-type]
+                    run=trained_run,
+                    out=out,
+                    precision=precision,
+                    any_size=any_size,
+                    max_f1_loss=100,  # type: ignore[arg-type]
                 )
                 assert export(arguments) == 0
         return out

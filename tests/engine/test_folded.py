@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from nvidia.dali import Pipeline, fn, types
 from numpy.typing import NDArray
+from nvidia.dali import Pipeline, fn, types
 
 from engine.any_size import Letterbox
 from engine.folded import FoldedNetwork

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from engine import session as sessions
 from engine.classifier import Classifier
 from engine.infer import Arguments, infer
 from engine.model_file import read_model
+from engine.predictions import digest
 from engine.session import decide, on_cpu
 from engine.trained import load_trained
 from pipelines.augment import MEAN, STD
@@ -108,7 +108,12 @@ def test_what_is_no_photograph(exported: Exported, album: Path) -> None:
     classifier = Classifier(exported(), "cpu")
     with pytest.raises(InputError, match=r"5b\.jpg: not a picture"):
         classifier([album / "1.png", album / "5b.jpg"])
-    for wrong in (np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((2, 4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)):
+    for wrong in (
+        np.zeros((4, 4)),
+        np.zeros((4, 4, 3)),
+        np.zeros((2, 4, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+    ):
         with pytest.raises(ValueError, match="images: "):
             classifier(wrong)
     with pytest.raises(TypeError, match="images: int"):
@@ -116,7 +121,9 @@ def test_what_is_no_photograph(exported: Exported, album: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 16])
-def test_answers_do_not_depend_on_how_a_batch_is_cut(exported: Exported, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_do_not_depend_on_how_a_batch_is_cut(
+    exported: Exported, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     pictures = np.stack([np.asarray(picture(i, SIZE, SIZE)) for i in range(count)])
     classifier = Classifier(exported(), "cpu")
@@ -137,25 +144,21 @@ def test_resumed_is_the_same_as_undisturbed(exported: Exported, album: Path, tmp
     whole, out = tmp_path / "whole.jsonl", tmp_path / "p.jsonl"
     run(exported(), album, out=whole)
     lines = whole.read_bytes().splitlines(keepends=True)
-    run(exported(), *[album / "1.png"], out=out)
-    digest_of = next_partial(exported(), album, out)
+    partial = partial_of(exported(), out)
     for left in (b"".join(lines[:1]), b"".join(lines[:8]) + lines[8][:30], b"".join(lines)):
-        digest_of.write_bytes(left)
+        partial.write_bytes(left)
         with pytest.raises(InputError, match="--resume goes on"):
             run(exported(), album, out=out)
         assert run(exported(), album, out=out, resume=True) == 11
         assert out.read_bytes() == whole.read_bytes()
-        assert not digest_of.exists()
+        assert not partial.exists()
     with pytest.raises(InputError, match="no interrupted run"):
         run(exported(), album, out=out, resume=True)
 
 
-def next_partial(file: Path, album: Path, out: Path) -> Path:
-    """Where an interrupted run would leave its rows."""
-    import hashlib
-
-    content, _ = read_model(file)
-    return out.with_name(f"{out.name}.{hashlib.sha256(content + b'None').hexdigest()[:12]}.partial")
+def partial_of(file: Path, out: Path) -> Path:
+    """Where an interrupted run leaves its rows."""
+    return out.with_name(f"{out.name}.{digest(file.read_bytes(), None)}.partial")
 
 
 def test_interrupted_by_ctrl_c_and_gone_on_with(exported: Exported, album: Path, tmp_path: Path) -> None:
@@ -165,16 +168,18 @@ def test_interrupted_by_ctrl_c_and_gone_on_with(exported: Exported, album: Path,
         many.append(str(album / f"link{i}.png"))
     out = tmp_path / "p.csv"
     command = [sys.executable, "-m", "engine.infer", str(exported()), "-", "--out", str(out), "--batch-size", "2"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command.insert(1, "-u")
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdin is not None
     process.stdin.write("\n".join(many))
     process.stdin.close()
-    partial = next_partial(exported(), album, out)
-    while process.poll() is None and not (partial.exists() and partial.stat().st_size):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
     assert process.stdout is not None
+    assert process.stdout.readline().startswith(f"{len(many):,} photographs")  # from here on it classifies
+    partial = partial_of(exported(), out)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
     assert "--resume" in process.stdout.read()
     assert not out.exists()
     done = len(partial.read_text().splitlines())
@@ -204,7 +209,9 @@ def test_full_disk(exported: Exported, album: Path, tmp_path: Path) -> None:
     assert len(pl.read_csv(out)) == 12
 
 
-def test_full_disk_at_the_very_end(exported: Exported, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_at_the_very_end(
+    exported: Exported, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "p.csv"
 
     def full(*_: object, **__: object) -> None:
@@ -296,7 +303,7 @@ def test_no_silent_cpu(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens where there is no GPU")
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
 def test_a_provider_that_falls_back_is_found_out(exported: Exported, device: str) -> None:
-    """ONNX Runtime answers a GPU that does not work with a session on the CPU; ours does not take that for an answer."""
+    """ONNX Runtime answers a GPU that does not work with a session on the CPU; ours does not take it."""
     content, description = read_model(exported())
     made = sessions.Session.__new__(sessions.Session)
     made._content, made._description, made.device = content, description, device  # type: ignore[assignment]
@@ -322,9 +329,9 @@ def test_gpu_answers_as_the_cpu_does(exported: Exported, album: Path) -> None:
 
 
 def test_help_is_fast_and_classifier_is_where_it_is_looked_for(exported: Exported) -> None:
-    from engine.infer import Classifier as found
+    import engine.infer
 
-    assert found is Classifier
+    assert engine.infer.Classifier is Classifier
     loaded = subprocess.run(
         [sys.executable, "-c", "import engine.infer, engine.export, sys; print([m for m in ('torch', 'onnxruntime', "
          "'nvidia.dali', 'onnx', 'polars') if m in sys.modules])"],

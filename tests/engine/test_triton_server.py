@@ -18,7 +18,7 @@ from tests.engine.conftest import LABELS, SIZE
 Exported = Callable[..., Path]
 Field = descriptor_pb2.FieldDescriptorProto
 
-# What of triton-inference-server/common/protobuf/model_config.proto a configuration of ours may use: name: (number, type).
+# What a configuration of ours may use of triton-inference-server/common/protobuf/model_config.proto: (number, type).
 ENUMS = {
     "DataType": {"TYPE_INVALID": 0, "TYPE_BOOL": 1, "TYPE_UINT8": 2, "TYPE_FP16": 10, "TYPE_FP32": 11},
     "Kind": {"KIND_AUTO": 0, "KIND_GPU": 1, "KIND_CPU": 2, "KIND_MODEL": 3},
