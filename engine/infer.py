@@ -99,8 +99,8 @@ def infer(arguments: Arguments) -> int:
             say(f"stopped, {predictions.rows:,} of {len(paths):,} done; the same command with --resume goes on")
             return command.INTERRUPTED
         predictions.finish()
-    rate = len(left) / (time.perf_counter() - began)
-    say(f"{arguments.out}: {predictions.rows:,} photographs, {rate:.0f} images/s")
+    rate = speed(len(left), time.perf_counter() - began)
+    say(f"{arguments.out}: {predictions.rows:,} photographs, {rate}")
     if predictions.unreadable:
         say(f"{predictions.unreadable:,} of them could not be read; their rows say why")
         return UNREADABLE + min(predictions.unreadable, MOST)
@@ -120,7 +120,7 @@ def _classify(
             decided = classifier.decided(found.probabilities)
             predictions.add([as_text(paths[i]) for i in found.numbers], decided, found.probabilities, errors)
             done, now = found.numbers.stop, time.perf_counter()
-            rate = f"{done / (now - began):.0f} images/s"
+            rate = speed(done, now - began)
             advance(done, len(paths), rate)
             if not console.is_terminal and now - shown > LINE_EVERY:
                 say(f"{done:,} of {len(paths):,}  {rate}")
@@ -128,6 +128,11 @@ def _classify(
             if stopped() and done < len(paths):
                 return False
     return True
+
+
+def speed(images: int, seconds: float) -> str:
+    rate = images / max(seconds, 1e-9)
+    return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s"
 
 
 def as_text(path: str) -> str:

@@ -119,12 +119,23 @@ def test_a_file_that_answers_otherwise_is_not_written(
     exported: Exported, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = onnx.load(exported())
-    (bias,) = (constant for constant in model.graph.initializer if constant.name == "logits.bias")
+    name = next(node.input[2] for node in model.graph.node if node.op_type == "Gemm")
+    bias = next(constant for constant in model.graph.initializer if constant.name == name)
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(1e-3), bias.name))
-    monkeypatch.setattr(exporting, "_model", lambda *_: model)
+    monkeypatch.setattr(exporting, "_candidates", lambda *_: [model])
     with pytest.raises(InputError, match="differ from the network's"):
         export(Arguments(run=trained_run, out=tmp_path / "m.onnx"))
     assert not list(tmp_path.glob("*.onnx*"))
+
+
+def test_int8_that_costs_too_much_keeps_its_first_layer_and_then_is_refused(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=r"int8 costs .* points of micro-F1, more than -100; .* nothing was written"):
+        export(Arguments(run=trained_run, out=tmp_path / "m.onnx", precision="int8", max_f1_loss=-100))
+    said = capsys.readouterr().out
+    assert said.index("calibrating on") < said.index("first layer kept in fp32")
+    assert not list(tmp_path.iterdir())
 
 
 def copied(run: Path, to: Path) -> Run:
@@ -170,7 +181,7 @@ def test_full_disk(exported: Exported, trained_run: Path, tmp_path: Path, monkey
     def full(self: Path, _: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "_model", lambda *_: model)
+    monkeypatch.setattr(exporting, "_candidates", lambda *_: [model])
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(InputError, match=r"m\.onnx: cannot be written: No space left"):
         export(Arguments(run=trained_run, out=tmp_path / "m.onnx"))
