@@ -119,9 +119,9 @@ def test_a_file_that_answers_otherwise_is_not_written(
     exported: Exported, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = onnx.load(exported())
-    name = next(node.input[2] for node in model.graph.node if node.op_type == "Gemm")
-    bias = next(constant for constant in model.graph.initializer if constant.name == name)
-    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(1e-3), bias.name))
+    name = next(node.input[1] for node in model.graph.node if node.op_type == "Gemm")
+    weight = next(constant for constant in model.graph.initializer if constant.name == name)
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.01), name))
     monkeypatch.setattr(exporting, "_candidates", lambda *_: [model])
     with pytest.raises(InputError, match="differ from the network's"):
         export(Arguments(run=trained_run, out=tmp_path / "m.onnx"))
