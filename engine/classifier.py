@@ -161,9 +161,9 @@ def _pixels(image: Any) -> NDArray[np.uint8]:
     if hasattr(image, "convert"):
         from PIL import ImageOps
 
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     if not isinstance(image, np.ndarray):
         raise TypeError(f"images: {type(image).__name__}; a path, a uint8 array [H, W, 3] or a PIL image is taken")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(f"images: {image.dtype} of shape {image.shape}; uint8 [H, W, 3] is taken")
-    return image
+    return np.ascontiguousarray(image)

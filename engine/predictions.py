@@ -5,6 +5,7 @@ whole or it is not, so that what an interruption leaves can be read. The name ha
 one goes on with another's answers.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -69,12 +70,9 @@ class Predictions:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the disk is full
             self._file.close()
-        except OSError:
-            if kind is None:
-                raise
-        if not self.partial.stat().st_size:
+        if self.partial.exists() and not self.partial.stat().st_size:
             self.partial.unlink()
 
     def _take_up(self) -> None:
@@ -137,12 +135,10 @@ class Predictions:
             os.fsync(self._file.fileno())
             if self.out.suffix.lower() == ".jsonl":
                 self.partial.replace(self.out)
-                self._file.close()
-                self.partial.touch()  # for __exit__, which removes it
-                return
-            with replace_file(self.out) as temporary:
-                self._convert(temporary)
-            self.partial.write_bytes(b"")
+            else:
+                with replace_file(self.out) as temporary:
+                    self._convert(temporary)
+                self.partial.unlink()
         except (OSError, pl.exceptions.PolarsError) as error:
             raise self._failed(error) from None
 

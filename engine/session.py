@@ -42,7 +42,7 @@ class Session:
         self._run = self._on_cpu() if self.device == "cpu" else self._on_gpu(batch_size)
 
     def __call__(self, images: Any) -> NDArray[np.float32]:
-        """Probabilities [N, labels] of uint8 [N, H, W, 3]: an array, or on a GPU what has DLPack."""
+        """Probabilities [N, labels] of uint8 [N, H, W, 3]: an array, or on a GPU a tensor that is there."""
         return self._run(images)
 
     def _on_cpu(self) -> Run:
@@ -77,28 +77,26 @@ class Session:
         self._require_all(session)
         labels, size = len(self._description.labels), self._description.image_size
         place = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8, device="cuda") if fixed else None
+        place_after = torch.zeros((batch_size, labels), device="cuda")
 
         def run(images: Any) -> NDArray[np.float32]:
-            given = torch.as_tensor(images, device="cuda") if isinstance(images, np.ndarray) else _from_dlpack(images)
-            if place is not None and len(given) > batch_size:
-                return np.concatenate([run(part) for part in given.split(batch_size)])
-            if place is not None:
+            given = torch.as_tensor(images, device="cuda")
+            if place is None:
+                pixels, answers = given.contiguous(), torch.empty((len(given), labels), device="cuda")
+            elif len(given) > batch_size:
+                return np.concatenate([run(part) for part in torch.split(given, batch_size)])
+            else:
                 place[: len(given)].copy_(given)
-            pixels = given.contiguous() if place is None else place
-            answers = torch.empty((len(pixels), labels), device="cuda")
-            if place is not None:
-                answers = outputs.setdefault(0, answers)
+                pixels, answers = place, place_after
             binding = session.io_binding()
-            shape = tuple(pixels.shape)
-            binding.bind_input(INPUT, "cuda", 0, np.uint8, shape, pixels.data_ptr())
+            binding.bind_input(INPUT, "cuda", 0, np.uint8, tuple(pixels.shape), pixels.data_ptr())
             binding.bind_output(OUTPUT, "cuda", 0, np.float32, tuple(answers.shape), answers.data_ptr())
-            torch.cuda.synchronize()
+            torch.cuda.synchronize()  # ONNX Runtime has a stream of its own
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
             found: NDArray[np.float32] = answers[: len(given)].cpu().numpy()
             return found
 
-        outputs: dict[int, torch.Tensor] = {}
         return run
 
     def _session(self, options: dict[str, str], threads: int) -> ort.InferenceSession:
@@ -190,12 +188,6 @@ def _slices(shape: tuple[int, ...], cores: int) -> int:
     """Into how many a batch [N, H, W, 3] is cut: as many for each core, none of them too large."""
     pixels = shape[0] * shape[1] * shape[2]
     return min(shape[0], cores * -(-pixels // (SLICE_PIXELS * cores)))
-
-
-def _from_dlpack(images: Any) -> Any:
-    import torch
-
-    return torch.utils.dlpack.from_dlpack(images)
 
 
 def _tensorrt_options(description: Description) -> dict[str, str]:

@@ -162,7 +162,7 @@ def _pixels(path: str) -> int | str:
     except OSError as error:
         return error.strerror or "cannot be read"
     except Image.DecompressionBombError:
-        return "too large"
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
     except Exception:  # whatever a damaged header makes of the reader; the decoder says what is wrong
         return 0
 
@@ -188,7 +188,7 @@ class Letterbox:
         self._pipeline.build()
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """uint8 RGB pictures [H, W, 3] of any sizes to [N, size, size, 3]."""
-        self._pipeline.feed_input("images", [np.ascontiguousarray(image) for image in images])
+        """uint8 RGB pictures [H, W, 3] of any sizes, contiguous, to [N, size, size, 3]."""
+        self._pipeline.feed_input("images", list(images))
         (letterboxed,) = self._pipeline.run()
         return np.array(letterboxed.as_tensor())
