@@ -58,7 +58,7 @@ def _remembered(memory: Path) -> pl.DataFrame:
 def decode_failures(paths: list[str], progress: Callable[[int, int], None] | None = None) -> list[str]:
     """A reason a path, empty where the picture decodes. A batch that fails is tried again picture by picture."""
     reasons: list[str] = []
-    with _decoder_silenced():
+    with decoder_silenced():
         batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
         decode = _decoder(batches)
         for number, batch in enumerate(batches):
@@ -119,7 +119,7 @@ def _reason(path: str) -> str:
 
 
 @contextlib.contextmanager
-def _decoder_silenced() -> Iterator[None]:
+def decoder_silenced() -> Iterator[None]:
     """The decoder writes its own lines to the standard error for each bad picture; ours name them."""
     sys.stderr.flush()
     kept = os.dup(2)

@@ -30,7 +30,7 @@ def read_table(root: Path) -> Dataset:
     Raises:
         InputError: an unreadable or empty table, no column of labels, or a label or column that train.csv lacks.
     """
-    tables = {name: _read_csv(root / f"{name}.csv") for name in SPLITS if (root / f"{name}.csv").is_file()}
+    tables = {name: read_csv(root / f"{name}.csv") for name in SPLITS if (root / f"{name}.csv").is_file()}
     column = _label_column(tables["train"])
     if column is not None:
         labels, names = _labels_by_name(root, tables, column)
@@ -78,7 +78,12 @@ class Columns:
         return self.cells[self.header[0]]
 
 
-def _read_csv(path: Path) -> Columns:
+def read_csv(path: Path, columns: int = 2) -> Columns:
+    """The table in a file, of so many columns at least.
+
+    Raises:
+        InputError: it cannot be read, is empty, or has too few columns or one twice.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig", errors="replace")
     except OSError as error:
@@ -94,7 +99,7 @@ def _read_csv(path: Path) -> Columns:
         raise InputError(f"{path}: the table is empty")
     if not rows:
         raise InputError(f"{path}: the table has a header and no rows")
-    if len(names) < 2:
+    if len(names) < columns:
         raise InputError(f"{path}: the table has one column only; a picture's name and its labels are needed")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

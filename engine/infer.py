@@ -1,0 +1,144 @@
+"""python -m engine.infer: photographs in, labels and probabilities out, with nothing but an ONNX file of ours.
+
+In Python, `Classifier` is the same as a function.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from engine import command
+from pipelines.errors import InputError
+
+if TYPE_CHECKING:
+    from engine.classifier import Classifier
+    from engine.predictions import Predictions
+
+
+UNREADABLE, MOST = 10, 100  # exit status 10 + photographs that could not be read, 100 of them at most
+LINE_EVERY = 60.0  # seconds between lines where there is no bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Classifies photographs with an ONNX file of engine.export.
+
+    Exit status: 0 all done; 11 to 110 done, but 1 to 100 or more photographs could not be read, each has its row;
+    2 bad input; 130 stopped by Ctrl-C, to be gone on with by --resume.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """The ONNX file."""
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Photographs, folders, globs, tables whose first column names photographs; - reads a list from standard input."""
+    out: Path = Path("predictions.csv")
+    """File to write, .csv, .jsonl or .parquet: a row a photograph."""
+    resume: bool = False
+    """Go on with a file that was interrupted."""
+    device: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
+    """Where to compute; auto takes the GPU where it works and says what it took, the others never fall back."""
+    batch_size: int | None = None
+    """Photographs that go through the network together; by default 16 on a CPU, 64 on a GPU."""
+    threshold: float | None = None
+    """Probability from which on any label is decided; by default each label's own, from the file."""
+
+
+def __getattr__(name: str) -> Any:
+    """`Classifier`, when it is asked for: it brings ONNX Runtime, which --help does without."""
+    if name != "Classifier":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from engine.classifier import Classifier
+
+    return Classifier
+
+
+def main() -> int:
+    """Parses the command line and classifies; the exit status."""
+    return infer(command.parse(Arguments, "python -m engine.infer"))
+
+
+def infer(arguments: Arguments) -> int:
+    """Classifies as the command line says; the exit status.
+
+    Raises:
+        InputError: bad input, told in one line.
+    """
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        raise InputError(f"--batch-size {arguments.batch_size}: must be above 0")
+    if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
+        raise InputError(f"--threshold {arguments.threshold:g}: must lie between 0 and 1")
+    from engine.classifier import Classifier
+    from engine.model_file import read_model
+    from engine.predictions import Predictions, digest
+    from engine.progress import say
+    from pipelines.check import decoder_silenced
+    from pipelines.listing import photographs
+
+    content, description = read_model(arguments.file)
+    paths = photographs(arguments.paths, sys.stdin)
+    classifier = Classifier.of(content, description, arguments.device, arguments.batch_size, arguments.threshold)
+    version = digest(content, arguments.threshold)
+    del content
+    with (
+        Predictions(arguments.out, description.labels, version, arguments.resume) as predictions,
+        command.Interrupt() as interrupt,
+    ):
+        left = [path for path in paths if as_text(path) not in predictions.done]
+        already = f", {len(paths) - len(left):,} of them done" if predictions.done else ""
+        say(f"{len(paths):,} photographs{already}; {classifier.note}")
+        began = time.perf_counter()
+        with decoder_silenced():
+            finished = _classify(classifier, left, predictions, interrupt)
+        if not finished:
+            say(f"stopped, {predictions.rows:,} of {len(paths):,} done; the same command with --resume goes on")
+            return command.INTERRUPTED
+        predictions.finish()
+    rate = speed(len(left), time.perf_counter() - began)
+    say(f"{arguments.out}: {predictions.rows:,} photographs, {rate}")
+    if predictions.unreadable:
+        say(f"{predictions.unreadable:,} of them could not be read; their rows say why")
+        return UNREADABLE + min(predictions.unreadable, MOST)
+    return command.OK
+
+
+def _classify(
+    classifier: "Classifier", paths: list[str], predictions: "Predictions", stopped: Callable[[], bool]
+) -> bool:
+    """Adds a row for each path; whether it came to the end."""
+    from engine.progress import bar, console, say
+
+    began = shown = time.perf_counter()
+    with bar("classifying") as advance:
+        for found in classifier.stream(paths):
+            errors = [found.errors.get(number) for number in found.numbers]
+            decided = classifier.decided(found.probabilities)
+            predictions.add([as_text(paths[i]) for i in found.numbers], decided, found.probabilities, errors)
+            done, now = found.numbers.stop, time.perf_counter()
+            rate = speed(done, now - began)
+            advance(done, len(paths), rate)
+            if not console.is_terminal and now - shown > LINE_EVERY:
+                say(f"{done:,} of {len(paths):,}  {rate}")
+                shown = now
+            if stopped() and done < len(paths):
+                return False
+    return True
+
+
+def speed(images: int, seconds: float) -> str:
+    rate = images / max(seconds, 1e-9)
+    return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s"
+
+
+def as_text(path: str) -> str:
+    """A path as a table can hold it: bytes that are no UTF-8 as \\x.. ."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+if __name__ == "__main__":
+    command.main(main)

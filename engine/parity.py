@@ -1,0 +1,106 @@
+"""Whether an ONNX file answers as the network that it was made from, on pictures of the data set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.classifier import Classifier
+from engine.config import Config
+from engine.device import decide
+from engine.evaluate import predict
+from engine.metrics import scores
+from engine.model_file import Description, Precision
+from engine.trained import Trained
+from pipelines.augment import PictureSpec
+from pipelines.dataset import Dataset
+from pipelines.inference import Photographs
+from pipelines.loader import evaluation_stream
+
+TOLERANCE: dict[tuple[Precision, bool], float] = {
+    ("fp32", False): 1e-4,
+    ("fp32", True): 2e-2,  # the letterbox in the file rounds some pixels to the neighbouring value
+    ("fp16", False): 2e-2,
+    ("fp16", True): 4e-2,
+}
+COMPARED = 64  # pictures
+MEASURED = 2000  # pictures, where micro-F1 is to be measured
+CALIBRATION = 256  # pictures
+BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far a file's answers are from the network's.
+
+    Attributes:
+        pictures: compared.
+        largest, mean: difference of probabilities.
+        micro_f1: at 0.5, of the network and of the file.
+        tuned: the same at the thresholds of the file.
+    """
+
+    pictures: int
+    largest: float
+    mean: float
+    micro_f1: tuple[float, float]
+    tuned: tuple[float, float]
+
+    @property
+    def f1_loss(self) -> float:
+        """Points of micro-F1 that the file has less, at 0.5 or at its thresholds, whichever costs more."""
+        return 100 * max(before - after for before, after in (self.micro_f1, self.tuned))
+
+    def line(self) -> str:
+        (half, half_after), (tuned, tuned_after) = self.micro_f1, self.tuned
+        return (
+            f"on {self.pictures:,} pictures: probabilities differ by {self.largest:.1e} at most, {self.mean:.1e} on "
+            f"average; micro-F1 {half:.4f} → {half_after:.4f} at 0.5, {tuned:.4f} → {tuned_after:.4f} at the thresholds"
+        )
+
+
+def compare(
+    content: bytes,
+    description: Description,
+    trained: Trained,
+    dataset: Dataset,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Parity:
+    """Runs validation pictures through the file, as inference does, and through the network, as evaluation does."""
+    count = MEASURED if description.precision == "int8" else COMPARED
+    rows = dataset.splits["val"][:count]
+    placement = decide("cpu", False, "off")
+    stream = evaluation_stream(dataset.root, dataset.files, rows, BATCH, placement.spec(trained.config.image_size))
+    steps = 2 * len(rows)
+    with torch.inference_mode():
+        logits, rows = predict(
+            trained.network,
+            stream,
+            placement,
+            len(trained.labels),
+            progress=lambda done: progress(done * BATCH, steps),
+        )
+    expected = torch.sigmoid(logits).numpy()
+    classifier = Classifier.of(content, description, "cpu", BATCH)
+    answers = np.empty_like(expected)
+    for found in classifier.stream([str(dataset.root / dataset.files[row]) for row in rows]):
+        answers[found.readable] = found.probabilities
+        progress(len(rows) + found.numbers.stop, steps)
+    targets, difference = dataset.targets[rows], np.abs(answers - expected)
+    pairs = [
+        (scores(expected, targets, at).micro_f1, scores(answers, targets, at).micro_f1)
+        for at in (0.5, np.array(description.thresholds, np.float32))
+    ]
+    return Parity(len(rows), float(difference.max()), float(difference.mean()), pairs[0], pairs[1])
+
+
+def calibration_pictures(dataset: Dataset, config: Config) -> NDArray[np.uint8]:
+    """[N, size, size, 3] training pictures, drawn with the run's seed."""
+    rows = np.random.default_rng(config.seed).permutation(dataset.splits["train"])[:CALIBRATION]
+    paths = [str(dataset.root / dataset.files[row]) for row in rows]
+    spec = PictureSpec(config.image_size, threads=torch.get_num_threads())
+    batches = [np.array(p.images.as_tensor()) for p in Photographs(paths, BATCH, spec) if p.readable]
+    pictures: NDArray[np.uint8] = np.concatenate(batches)
+    return pictures

@@ -1,0 +1,173 @@
+"""The table of answers: written as they come, whole at the end, and gone on with after an interruption.
+
+Until it is finished it lies beside its place as JSON lines, a line a photograph, whatever it is to become: a line is
+whole or it is not, so that what an interruption leaves can be read. The name has a digest of the network in it, lest
+one goes on with another's answers.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.cache import replace_file
+from pipelines.errors import InputError
+
+ENDINGS = (".csv", ".jsonl", ".parquet")
+DIGITS = 7  # of a probability, after the point
+FIXED = ("file", "labels", "error")  # columns beside those of the labels
+
+
+class Predictions:
+    """A file of answers in the making.
+
+    JSON lines have `file`, `labels` (the decided ones), `error` and `probabilities` by label. CSV and Parquet have
+    `file`, `labels` (in CSV separated by |), `error` and a column a label. Of a photograph that could not be read, all
+    but `file` and `error` are empty.
+
+    Args:
+        out: the file; its ending decides what it is.
+        labels: of the network.
+        digest: of what decides the answers.
+        resume: whether to go on with an interrupted file.
+
+    Attributes:
+        done: files that were there already.
+        rows, unreadable: of the file so far.
+
+    Raises:
+        InputError: another ending, a place that cannot be written, an interrupted file without `resume`, or none with.
+    """
+
+    def __init__(self, out: Path, labels: Sequence[str], digest: str, resume: bool) -> None:
+        if out.suffix.lower() not in ENDINGS:
+            raise InputError(f"--out {out}: the file's name must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+        self.out, self.labels = out, list(labels)
+        self.partial = out.with_name(f"{out.name}.{digest}.partial")
+        if self.partial.exists() and not resume:
+            raise InputError(
+                f"{self.partial} is left from an interrupted run; --resume goes on, deleting it starts anew"
+            )
+        if resume and not self.partial.exists():
+            raise InputError(f"--resume: no interrupted run of this network with these options wrote {out}")
+        self.rows = self.unreadable = 0
+        self.done: set[str] = set()
+        try:
+            if resume:
+                self._take_up()
+            self._file = self.partial.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{out}: cannot be written: {error.strerror}") from None
+
+    def __enter__(self) -> "Predictions":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        with contextlib.suppress(OSError):  # the disk is full
+            self._file.close()
+        if self.partial.exists() and not self.partial.stat().st_size:
+            self.partial.unlink()
+
+    def _take_up(self) -> None:
+        """Cuts off a line that was not finished, and notes whose photographs are there."""
+        whole = 0
+        with self.partial.open("rb") as file:
+            for line in file:
+                try:
+                    row = json.loads(line) if line.endswith(b"\n") else {}
+                    self.done.add(row["file"])
+                    self.unreadable += row["error"] is not None
+                except (ValueError, KeyError, TypeError):
+                    break
+                whole += len(line)
+        self.rows = len(self.done)
+        os.truncate(self.partial, whole)
+
+    def add(
+        self,
+        files: Sequence[str],
+        decided: Sequence[Sequence[str]],
+        probabilities: NDArray[np.float32],
+        errors: Sequence[str | None],
+    ) -> None:
+        """A row for each file.
+
+        Args:
+            files: their names.
+            decided, probabilities: of those without an error, in their order.
+            errors: why a file could not be read; None where it could.
+
+        Raises:
+            InputError: the disk is full, or fails otherwise.
+        """
+        answers = iter(zip(decided, np.round(probabilities.astype(np.float64), DIGITS).tolist(), strict=True))
+        lines = []
+        for file, error in zip(files, errors, strict=True):
+            names, values = next(answers) if error is None else (None, None)
+            chances = None if values is None else dict(zip(self.labels, values, strict=True))
+            row = {"file": file, "labels": names, "error": error, "probabilities": chances}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        try:
+            self._file.write("".join(lines))
+            self._file.flush()
+        except OSError as error:
+            raise self._failed(error) from None
+        self.rows += len(files)
+        self.unreadable += sum(error is not None for error in errors)
+
+    def finish(self) -> None:
+        """Puts the whole file in its place.
+
+        Raises:
+            InputError: the disk is full, or fails otherwise.
+        """
+        import polars as pl
+
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            if self.out.suffix.lower() == ".jsonl":
+                self.partial.replace(self.out)
+            else:
+                with replace_file(self.out) as temporary:
+                    self._convert(temporary)
+                self.partial.unlink()
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise self._failed(error) from None
+
+    def _convert(self, path: Path) -> None:
+        import polars as pl
+
+        chances = pl.Struct({label: pl.Float32 for label in self.labels})
+        schema: dict[str, Any] = {
+            "file": pl.String,
+            "labels": pl.List(pl.String),
+            "error": pl.String,
+            "probabilities": chances,
+        }
+        rows = pl.scan_ndjson(self.partial, schema=schema)
+        columns = [pl.col("probabilities").struct.field(label).alias(_column(label)) for label in self.labels]
+        if self.out.suffix.lower() == ".csv":
+            rows.select("file", pl.col("labels").list.join("|"), "error", *columns).sink_csv(path)
+        else:
+            rows.select(*FIXED, *columns).sink_parquet(path)
+
+    def _failed(self, error: Exception) -> InputError:
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        return InputError(f"{self.out}: cannot be written: {why}; what is done is in {self.partial}, --resume goes on")
+
+
+def digest(content: bytes, threshold: float | None) -> str:
+    """Of what decides the answers: the network's file and the threshold asked for."""
+    return hashlib.sha256(content + repr(threshold).encode()).hexdigest()[:12]
+
+
+def _column(label: str) -> str:
+    return f"{label} (label)" if label in FIXED else label
