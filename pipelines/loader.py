@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.augment import PictureSpec, picture_graph
+import kernels
+from pipelines.augment import MEAN, STD, PictureSpec, picture_graph
 from pipelines.check import decode_failures
 from pipelines.draws import Draws, draw
 from pipelines.errors import InputError
@@ -79,7 +80,7 @@ class PictureStream:
                 self._find_bad(number, error)
                 run = self._pipeline(number)
                 continue
-            yield Batch(_tensor(images).permute(0, 3, 1, 2), _tensor(rows).view(-1))
+            yield Batch(_normalised(_tensor(images), self.spec), _tensor(rows).view(-1))
             number += 1
 
     def _pipeline(self, start: int) -> Callable[[], Any]:
@@ -96,7 +97,7 @@ class PictureStream:
             given: tuple[Any, ...] = (paths, rows[:, None])
             if request.draws is not None:
                 d = request.draws
-                given += (d.matrix, d.brightness, d.contrast, d.hue)
+                given += (d.matrix, d.colour)
             return given
 
         pipeline = Pipeline(
@@ -105,13 +106,13 @@ class PictureStream:
             device_id=self.spec.device_id if gpu else None,
             prefetch_queue_depth=PREFETCH,
         )
-        dtypes = [types.UINT8, types.INT64] + [types.FLOAT] * 4 * augmented
-        dims = [1, 1] + [2, 0, 0, 0] * augmented
+        dtypes = [types.UINT8, types.INT64] + [types.FLOAT] * 2 * augmented
+        dims = [1, 1] + [2, 2] * augmented
         with pipeline:
             path, row, *numbers = fn.external_source(
                 source, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=dims
             )
-            matrix_and_colour = (numbers[0], numbers[1], numbers[2], numbers[3]) if augmented else None
+            matrix_and_colour = (numbers[0], numbers[1]) if augmented else None
             pipeline.set_outputs(picture_graph(path, matrix_and_colour, self.spec), row)
         pipeline.build()
         run: Callable[[], Any] = pipeline.run
@@ -159,6 +160,13 @@ class EvaluationStream(PictureStream):
 
     def _replacement(self, row: int) -> int:
         return PADDING
+
+
+def _normalised(pixels: torch.Tensor, spec: PictureSpec) -> torch.Tensor:
+    """[batch, 3, size, size] of what the graph gives [batch, size, size, 3]: bytes, numbers, or bits of bfloat16."""
+    if pixels.dtype == torch.uint8:
+        return kernels.normalize(pixels, [MEAN] * 3, [STD] * 3, getattr(torch, spec.dtype))
+    return (pixels.view(torch.bfloat16) if pixels.dtype == torch.uint16 else pixels).permute(0, 3, 1, 2)
 
 
 def _tensor(output: Any) -> torch.Tensor:

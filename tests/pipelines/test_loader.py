@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from pipelines.augment import MEAN, STD, PictureSpec, picture_graph
+from pipelines.augment import MEAN, STD, PictureSpec
 from pipelines.dataset import Dataset
 from pipelines.draws import draw
 from pipelines.errors import InputError
@@ -146,31 +146,9 @@ def test_colour_jitter_keeps_borders_black(dataset: Dataset) -> None:
     images = pixels(
         next(training_stream(dataset.root, ["images/0.jpg"], plan, replace(SPEC, size=64)).batches()).images
     )
-    assert np.abs(images[:, :4]).max() < 1e-3
+    assert np.abs(images[:, :4]).max() == 0
     middle = images[:, 32, 32]
     assert middle.std(0).min() > 3  # brightness and contrast differ between draws
-
-
-def test_every_operator_runs_on_a_gpu_too() -> None:
-    """The graph is defined for a GPU as training defines it; whatever follows the decoder is placed there."""
-    from nvidia.dali import Pipeline, fn, ops, types
-
-    with Pipeline(batch_size=4, num_threads=1, device_id=0):
-        path = fn.external_source(lambda: None, dtype=types.UINT8, ndim=1)
-        matrix, *colour = (fn.external_source(lambda: None, dtype=types.FLOAT, ndim=n) for n in (2, 0, 0, 0))
-        node = picture_graph(path, (matrix, *colour), PictureSpec(64, "gpu", half=True))
-        assert node.device == "gpu"
-    names = []
-    while hasattr(node.source._op, "schema_name"):  # up to the external source
-        names.append((node.source._op.schema_name, node.source._op.device))
-        node = node.source.inputs[0]
-    *after, decoder, read = names
-    assert read[0] == "io__file__Read"
-    assert decoder[0] in ops.mixed_ops()
-    assert len(after) == 5
-    for name, device in after:
-        assert device == "gpu"
-        assert name in ops.gpu_ops(), f"{name} has no GPU kernel"
 
 
 @pytest.mark.parametrize("damage", ["empty", "gone", "truncated"])
