@@ -25,7 +25,7 @@ class PictureSpec:
     Attributes:
         size: side of the square picture in pixels.
         placement: "cpu", or "gpu": decoding shared between both ("mixed") and the rest on the GPU.
-        dtype: of the normalised pictures.
+        dtype: of the normalised pictures; on the CPU those of training may stay float32, of evaluation they do.
         threads: DALI's threads for reading, decoding and augmentation.
         device_id: number of the GPU.
     """
@@ -63,20 +63,20 @@ def fused(image: Any, matrix: Any, colour: Any, spec: PictureSpec) -> Any:
         image: uint8 [H, W, 3].
         matrix: float32 [2, 3], from output pixels to pixels of the letterboxed picture.
         colour: float32 [3, 4], a row an output channel: factors of red, green and blue, and what is added.
-        spec: size and type; float32, or bfloat16, which comes as its bits in uint16.
+        spec: size and type: bfloat16, which comes as its bits in uint16, or else float32.
     """
-    return _fused_operator(spec.size, spec.dtype)(image, matrix, colour)
+    return _fused_operator(spec.size, spec.dtype == "bfloat16")(image, matrix, colour)
 
 
 @cache
-def _fused_operator(size: int, dtype: Pixel) -> Any:
+def _fused_operator(size: int, bfloat16: bool) -> Any:
     """One operator for all pipelines of a process: DALI compiles what surrounds the kernel anew for each operator."""
     from nvidia.dali import types
     from nvidia.dali.plugin.numba import NumbaFunction
 
     from pipelines.fused import draw_bfloat16, draw_float32
 
-    kernel: Any = {"float32": draw_float32, "bfloat16": draw_bfloat16}[dtype]
+    kernel: Any = draw_bfloat16 if bfloat16 else draw_float32
 
     def run(out: Any, image: Any, matrix: Any, colour: Any) -> None:
         kernel(out, image, matrix, colour)
@@ -90,7 +90,7 @@ def _fused_operator(size: int, dtype: Pixel) -> Any:
         setup_fn=shape,
         in_types=[types.UINT8, types.FLOAT, types.FLOAT],
         ins_ndim=[3, 2, 2],
-        out_types=[types.FLOAT if dtype == "float32" else types.UINT16],
+        out_types=[types.UINT16 if bfloat16 else types.FLOAT],
         outs_ndim=[3],
     )
 
