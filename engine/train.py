@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from engine.run import Run
     from pipelines.dataset import Dataset
 
-MAY_CHANGE = ("epochs", "device", "compile")  # on --resume; anything else would make it another run
+MAY_CHANGE = ("epochs", "device", "compile", "picture_memory")  # on --resume; anything else would make it another run
 NAMED = 10  # rejected pictures that are printed; the run's folder names all
 
 
@@ -34,7 +34,7 @@ class Arguments:
     out: Path | None = None
     """Folder of the run; by default a new one below runs/."""
     resume: Path | None = None
-    """Folder of a run to go on with; only --epochs, --device and --compile may be given beside it."""
+    """Folder of a run to go on with; only --epochs, --device, --compile and --picture-memory may be given beside it."""
     amp: bool = False
     """Automatic mixed precision."""
     epochs: int | None = None
@@ -80,6 +80,11 @@ class Arguments:
     checkpoint_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Save every N steps, beside the end of each epoch."""
 
+    picture_memory: Annotated[float | None, tyro.conf.arg(metavar="GB")] = None
+    """Memory for decoded pictures, so that later epochs need not decode them; by default a quarter of what is free."""
+    loader_report: bool = False
+    """Measure the loader alone, the network alone and both together, say which one waits, and stop."""
+
     def given(self) -> dict[str, Any]:
         """Names and values that differ from the defaults."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
@@ -112,6 +117,12 @@ def train(arguments: Arguments) -> int:
         raise InputError(f"{dataset.root}: the data set has changed since {run.folder} began")
     with command.Interrupt() as interrupt:
         trainer = Trainer(config, dataset, placement, run, interrupt)
+        if arguments.loader_report:
+            from engine.loader_report import loader_report
+
+            for line in loader_report(trainer):
+                say(line)
+            return command.OK
         if resumed is not None:
             trainer.restore()
         else:
@@ -140,12 +151,13 @@ def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any]
 
     given = arguments.given()
     if arguments.resume is not None:
-        fixed = [name for name in given if name not in ("resume", *MAY_CHANGE)]
+        fixed = [name for name in given if name not in ("resume", "loader_report", *MAY_CHANGE)]
         if fixed:
             raise InputError(f"--{fixed[0].replace('_', '-')} cannot be given with --resume: it would be another run")
         run = Run(arguments.resume)
         content = run.read_config()
         given.pop("resume")
+        given.pop("loader_report", None)
         try:
             return run, replace(Config.load(content), **given), content
         except TypeError:
@@ -156,7 +168,7 @@ def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any]
 
         preset = "paper" if torch.cuda.is_available() else "demo"
         say(f"preset {preset}, since there is {'a' if preset == 'paper' else 'no'} GPU; --preset chooses another")
-    for name in ("preset", "out"):
+    for name in ("preset", "out", "loader_report"):
         given.pop(name, None)
     given["layout"] = given.pop("format", None)
     for name in ("data", "init"):

@@ -95,6 +95,33 @@ def _fused_operator(size: int, bfloat16: bool) -> Any:
     )
 
 
+def fit(image: Any, size: int) -> Any:
+    """Pictures shrunk until no side is longer than `size` pixels, as `fused` does it; what `memory` keeps."""
+    from nvidia.dali import fn
+
+    return fn.reshape(_fit_operator(size)(image), layout="HWC")
+
+
+@cache
+def _fit_operator(size: int) -> Any:
+    from nvidia.dali import types
+    from nvidia.dali.plugin.numba import NumbaFunction
+
+    from pipelines.fused import fit, fitted_shape
+
+    def run(out: Any, image: Any) -> None:
+        fit(out, image)
+
+    def shape(outs: Any, ins: Any) -> None:
+        for i in range(len(outs[0])):
+            height, width = fitted_shape(ins[0][i][0], ins[0][i][1], size)
+            outs[0][i][0], outs[0][i][1], outs[0][i][2] = height, width, 3
+
+    return NumbaFunction(
+        run, setup_fn=shape, in_types=[types.UINT8], ins_ndim=[3], out_types=[types.UINT8], outs_ndim=[3]
+    )
+
+
 def separate(image: Any, matrix: Any, colour: Any, size: int) -> Any:
     """What `fused` draws, as uint8 [size, size, 3], with DALI's own operators: three passes, on the CPU or a GPU.
 
@@ -148,8 +175,8 @@ def normalise(image: Any) -> Any:
     )
 
 
-def picture_graph(path: Any, numbers: tuple[Any, Any] | None, spec: PictureSpec) -> Any:
-    """Paths to pictures [size, size, 3].
+def picture_graph(path: Any, numbers: tuple[Any, Any] | None, spec: PictureSpec, kept: Any = None) -> tuple[Any, Any]:
+    """Paths to pictures [size, size, 3], and the pictures that `memory` may keep for the next time.
 
     On the CPU they are normalised; for a GPU they are uint8, which `loader` hands to `kernels.normalize`: one launch
     from bytes to what the network computes in.
@@ -158,15 +185,33 @@ def picture_graph(path: Any, numbers: tuple[Any, Any] | None, spec: PictureSpec)
         path: DALI node of paths.
         numbers: DALI nodes of matrix and colour of `draws.Draws`; None: no augmentation.
         spec: size, placement and type.
+        kept: DALI nodes of whether a picture is there already, and of the picture; the path is then not read.
     """
-    image = decode(path, spec.placement)
-    if numbers is None:
-        image = letterbox(image, spec.size)
-    elif spec.placement == "cpu" and fused_available():
-        return fused(image, *numbers, spec)
+    compiled = spec.placement == "cpu" and fused_available()
+    if kept is None:
+        still = _prepared(path, numbers is not None, spec, False)
     else:
-        image = separate(image, *numbers, spec.size)
-    return image if spec.placement == "gpu" else normalise(image)
+        there, picture = kept
+        # Each picture of a batch goes its own way: a branch of DALI's, which it makes of statements only.
+        if there:  # noqa: SIM108
+            still = picture
+        else:
+            still = _prepared(path, numbers is not None, spec, compiled)
+    if numbers is None:
+        image = still
+    elif compiled:
+        return fused(still, numbers[0], numbers[1], spec), still
+    else:
+        image = separate(still, numbers[0], numbers[1], spec.size)
+    return image if spec.placement == "gpu" else normalise(image), still
+
+
+def _prepared(path: Any, augmented: bool, spec: PictureSpec, shrunk: bool) -> Any:
+    """Pictures before anything is drawn: whole where something will be, or shrunk, or else letterboxed."""
+    image = decode(path, spec.placement)
+    if not augmented:
+        return letterbox(image, spec.size)
+    return fit(image, spec.size) if shrunk else image
 
 
 @cache

@@ -247,18 +247,20 @@ def _to_picture(image_height: int, image_width: int, size: int, matrix: Matrix) 
 
 
 @compiled
-def _prepared(image: Pixels, size: int) -> Packed:
-    longest = max(image.shape[0], image.shape[1])
+def fitted_shape(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of a picture once `fit` is done with it."""
+    longest = max(height, width)
     if longest <= size:
-        return _shrunk(image, image.shape[0], image.shape[1])
-    return _shrunk(image, _fitted(image.shape[0], longest, size), _fitted(image.shape[1], longest, size))
+        return height, width
+    return _fitted(height, longest, size), _fitted(width, longest, size)
 
 
 @compiled
 def draw_float32(out: NDArray[np.float32], image: Pixels, matrix: Matrix, colour: Matrix) -> None:
     """One picture [H, W, 3] of any size to normalised pixels [size, size, 3]; the arguments of `augment.fused`."""
     size = out.shape[0]
-    picture = _prepared(image, size)
+    height, width = fitted_shape(image.shape[0], image.shape[1], size)
+    picture = _shrunk(image, height, width)
     mapped = _to_picture(picture.shape[0], picture.shape[1], size, matrix)
     row, line = np.empty(3 * size, np.float32), np.empty(size, np.uint64)
     flat = out.reshape(size, 3 * size)
@@ -272,7 +274,8 @@ def draw_float32(out: NDArray[np.float32], image: Pixels, matrix: Matrix, colour
 def draw_bfloat16(out: NDArray[np.uint16], image: Pixels, matrix: Matrix, colour: Matrix) -> None:
     """The same, out holding the bits of bfloat16, rounded to the nearest."""
     size = out.shape[0]
-    picture = _prepared(image, size)
+    height, width = fitted_shape(image.shape[0], image.shape[1], size)
+    picture = _shrunk(image, height, width)
     mapped = _to_picture(picture.shape[0], picture.shape[1], size, matrix)
     row, line = np.empty(3 * size, np.float32), np.empty(size, np.uint64)
     bits = row.view(np.uint32)
@@ -284,3 +287,16 @@ def draw_bfloat16(out: NDArray[np.uint16], image: Pixels, matrix: Matrix, colour
         for x in range(3 * size):
             rounded = bits[x] + np.uint32(0x7FFF) + ((bits[x] >> np.uint32(16)) & np.uint32(1))
             flat[y, x] = np.uint16(rounded >> np.uint32(16))
+
+
+@compiled
+def fit(out: Pixels, image: Pixels) -> None:
+    """A picture [H, W, 3] shrunk to the shape of out: the first step of the draws, on its own."""
+    if out.shape == image.shape:
+        out[:] = image
+        return
+    packed = _shrunk(image, out.shape[0], out.shape[1])
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            for k in range(3):
+                out[y, x, k] = np.uint8((packed[y, x] >> np.uint64(21 * k)) & np.uint64(255))

@@ -161,7 +161,7 @@ def test_without_numba_the_same_is_drawn(monkeypatch: pytest.MonkeyPatch) -> Non
     (fallback,) = run(
         [photograph(96, 96)],
         (draws.matrix, draws.colour),
-        lambda i, m, c: (picture_graph(i, (m, c), PictureSpec(96)),),
+        lambda i, m, c: picture_graph(i, (m, c), PictureSpec(96))[:1],
     )
     assert not placed
     assert fallback.shape == (1, 96, 96, 3)
@@ -173,7 +173,7 @@ def test_every_operator_has_a_gpu_kernel(augmented: bool) -> None:
     with Pipeline(batch_size=4, num_threads=1, device_id=0):
         path = fn.external_source(lambda: None, dtype=types.UINT8, ndim=1)
         numbers = [fn.external_source(lambda: None, dtype=types.FLOAT, ndim=2) for _ in range(2)]
-        node = picture_graph(path, (numbers[0], numbers[1]) if augmented else None, PictureSpec(64, "gpu"))
+        node, _ = picture_graph(path, (numbers[0], numbers[1]) if augmented else None, PictureSpec(64, "gpu"))
         assert node.device == "gpu"
     names = []
     while hasattr(node.source._op, "schema_name"):  # up to the external source

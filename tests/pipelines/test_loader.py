@@ -14,6 +14,7 @@ from pipelines.dataset import Dataset
 from pipelines.draws import draw
 from pipelines.errors import InputError
 from pipelines.loader import TrainingPlan, evaluation_stream, training_stream
+from pipelines.memory import PictureMemory
 from pipelines.read import read_dataset
 
 Make = Callable[..., Path]
@@ -149,6 +150,39 @@ def test_colour_jitter_keeps_borders_black(dataset: Dataset) -> None:
     assert np.abs(images[:, :4]).max() == 0
     middle = images[:, 32, 32]
     assert middle.std(0).min() > 3  # brightness and contrast differ between draws
+
+
+@pytest.mark.parametrize("limit", [10**9, 20_000, 0], ids=["all", "some", "none"])
+def test_pictures_from_memory_are_those_from_files(dataset: Dataset, limit: int) -> None:
+    """Bit for bit, whether a picture was decoded, kept or did not fit; nothing is decoded once all are kept."""
+    Image.new("RGB", (90, 70), (10, 200, 30)).save(dataset.root / dataset.files[0])  # one that has to be shrunk
+    plan, memory = plan_of(dataset), PictureMemory(limit)
+    plain = _stream(dataset, plan).batches()
+    stream = training_stream(dataset.root, dataset.files, plan, SPEC, memory)
+    remembering = stream.batches()
+    for _ in range(3 * plan.steps()):
+        a, b = next(plain), next(remembering)
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.rows, b.rows)
+    assert memory.size == sum(picture.nbytes for picture in memory.pictures.values()) <= limit
+    assert (len(memory.pictures) == len(plan.rows)) == (limit == 10**9)
+    if limit == 10**9:
+        for file in dataset.files:
+            (dataset.root / file).unlink()
+        again = training_stream(dataset.root, dataset.files, plan, SPEC, memory).batches(2 * plan.steps())
+        assert torch.equal(next(again).rows, torch.from_numpy(plan.epoch(2)[:4]))
+        assert not stream.bad
+
+
+def test_a_bad_picture_is_not_kept(dataset: Dataset) -> None:
+    (dataset.root / dataset.files[3]).write_bytes(b"")
+    memory = PictureMemory(10**9)
+    stream = training_stream(dataset.root, dataset.files, plan_of(dataset), SPEC, memory)
+    for _ in zip(stream.batches(), range(12), strict=False):
+        pass
+    assert list(stream.bad) == [3]
+    assert 3 not in memory.pictures
+    assert len(memory.pictures) > 12
 
 
 @pytest.mark.parametrize("damage", ["empty", "gone", "truncated"])
