@@ -36,7 +36,7 @@ def loader_report(trainer: Trainer) -> list[str]:
         verdict = f"training waits for pictures {wait:.1%} of the time"
     else:
         verdict = (
-            f"the loader waits for the network (which waits {wait:.1%} of the time) and could feed {faster:.0f} such"
+            f"the loader waits for the network (which waits {wait:.1%}) and could feed {faster:.0f} of them"
         )
     kept = "" if trainer.memory is None else f"; {trainer.memory.summary(len(trainer.plan.rows))}"
     return [

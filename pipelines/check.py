@@ -22,7 +22,7 @@ def undecodable(
 
     A file is decoded once: the outcome is kept in the user's cache folder and holds while size and time of change stay.
     """
-    stats = [(root / file).stat() for file in files]
+    stats = [os.stat(f"{root}/{file}") for file in files]
     seen = pl.DataFrame(
         {
             "file": list(files),
