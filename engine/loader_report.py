@@ -35,9 +35,7 @@ def loader_report(trainer: Trainer) -> list[str]:
     if wait > WAITING:
         verdict = f"training waits for pictures {wait:.1%} of the time"
     else:
-        verdict = (
-            f"the loader waits for the network (which waits {wait:.1%}) and could feed {faster:.0f} of them"
-        )
+        verdict = f"the loader waits for the network (which waits {wait:.1%}) and could feed {faster:.0f} of them"
     kept = "" if trainer.memory is None else f"; {trainer.memory.summary(len(trainer.plan.rows))}"
     return [
         f"loader alone    {size / statistics.median(load):,.0f} pictures/s",

@@ -104,6 +104,7 @@ def train(arguments: Arguments) -> int:
     from engine.evaluate import Stopped
     from engine.progress import say
     from engine.trainer import Trainer
+    from pipelines.check import BackgroundCheck
 
     run, config, resumed = _run_and_config(arguments)
     from engine.device import decide
@@ -111,7 +112,7 @@ def train(arguments: Arguments) -> int:
     placement = decide(config.device, config.amp, config.compile)
     for note in placement.notes:
         say(note)
-    dataset = _dataset(config)
+    dataset = _dataset(config, None if resumed is None else run.rejected_files())
     config = _fitting_batch(config, dataset)
     if resumed is not None and resumed.get("fingerprint") != dataset.fingerprint():
         raise InputError(f"{dataset.root}: the data set has changed since {run.folder} began")
@@ -134,7 +135,9 @@ def train(arguments: Arguments) -> int:
             _record(run, config, dataset)
         _describe(run, config, dataset, placement)
         try:
-            trainer.fit()
+            with BackgroundCheck(dataset.root) as check:
+                trainer.fit()
+                _tell_bad(check.found(), dataset)
         except Stopped:
             say(f"stopped and saved; go on with: python -m engine.train --resume {run.folder}")
             return command.INTERRUPTED
@@ -180,7 +183,7 @@ def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any]
     return run, resolve(preset, given), None
 
 
-def _dataset(config: Config) -> "Dataset":
+def _dataset(config: Config, known_bad: dict[str, str] | None) -> "Dataset":
     from engine.progress import bar, say
     from pipelines.read import read_dataset
 
@@ -200,6 +203,7 @@ def _dataset(config: Config) -> "Dataset":
             config.seed,
             config.allow_bad,
             progress=lambda done, total: advance(done, total, ""),
+            known_bad=known_bad,
         )
     say(dataset.summary())
     for note in dataset.notes:
@@ -209,6 +213,18 @@ def _dataset(config: Config) -> "Dataset":
     if len(dataset.rejected) > NAMED:
         say(f"left out: {len(dataset.rejected):,} pictures in all; rejected.csv in the run's folder names them")
     return dataset
+
+
+def _tell_bad(found: list[tuple[str, str]], dataset: "Dataset") -> None:
+    """Names the pictures that the background check found, of those that the run was to train on."""
+    from engine.progress import say
+
+    used = set(dataset.files)
+    bad = [(file, reason) for file, reason in found if file in used]
+    for file, reason in bad[:NAMED]:
+        say(f"found meanwhile: {file}: {reason}; the next run leaves it out")
+    if len(bad) > NAMED:
+        say(f"found meanwhile: {len(bad):,} pictures in all that do not decode; the next run leaves them out")
 
 
 def _fitting_batch(config: Config, dataset: "Dataset") -> Config:
@@ -236,7 +252,7 @@ def _record(run: "Run", config: Config, dataset: "Dataset") -> None:
     content = {**config.values(), "labels": list(dataset.labels), "fingerprint": dataset.fingerprint(), **provenance()}
     write_json(run.config, content)
     if dataset.rejected:
-        with run.rejected.open("w", newline="", encoding="utf-8") as file:
+        with run.rejected.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             csv.writer(file).writerows([("file", "reason"), *((r.file, r.reason) for r in dataset.rejected)])
 
 
