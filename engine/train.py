@@ -60,9 +60,11 @@ class Arguments:
     seed: int | None = None
     """Of initialisation, split, sampling and augmentation."""
     sampling: Sampling | None = None
-    """uniform: each picture once an epoch; oversample: rare labels' pictures repeated; weighted: drawn by rarity."""
+    """uniform: each picture once an epoch; oversample: rare labels' pictures repeated; weighted: drawn by rarity;
+    repeat-factor: repeated by the root of their rarity."""
     oversample_target: int | None = None
-    """Pictures that each label shall have when oversampling; by default 2,500, scaled down below 30,000 pictures."""
+    """Pictures that each label shall have when oversampling, and below which repeat-factor repeats; by default
+    2,500, scaled down below 30,000 pictures."""
     class_weights: bool = False
     """Weigh positive cases in the loss by negatives / positives of the label."""
     augment: bool = True
