@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 log = logging.getLogger("manylabel")
 
+LARGEST = 100_000_000  # pixels of a picture; one of more is taken for an attack or a mistake
 MEAN, STD = 127.5, 128.0  # of each channel, pictures being 0 to 255
 
 Placement = Literal["cpu", "gpu"]
@@ -38,11 +39,18 @@ class PictureSpec:
 
 
 def decode(path: Any, placement: Placement) -> Any:
-    """Paths (uint8 text) to RGB pictures [H, W, 3], turned as their EXIF data says; alpha is dropped."""
+    """Paths (uint8 text) to RGB pictures [H, W, 3], turned as their EXIF data says; alpha is dropped.
+
+    A picture of more than LARGEST pixels by its header is an error like a damaged one, before memory is taken for it.
+    """
     from nvidia.dali import fn, types
 
+    encoded = fn.io.file.read(path)
+    shape = fn.cast(fn.peek_image_shape(encoded), dtype=types.INT64)
+    fits = fn.cast(shape[0] * shape[1] <= LARGEST, dtype=types.INT32)
+    encoded = fn.slice(encoded, end=fn.cast(encoded.shape()[0], dtype=types.INT32) * fits, axes=[0])
     device = "mixed" if placement == "gpu" else "cpu"
-    return fn.decoders.image(fn.io.file.read(path), device=device, output_type=types.RGB)
+    return fn.decoders.image(encoded, device=device, output_type=types.RGB)
 
 
 def letterbox(image: Any, size: int) -> Any:

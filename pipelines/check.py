@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,8 @@ def _decoder(batches: Sequence[list[str]]) -> Callable[[], object]:
     """A function that decodes the next batch each time and raises RuntimeError where a picture does not decode."""
     from nvidia.dali import Pipeline, fn, types
 
+    from pipelines.augment import decode
+
     def paths(batch: int) -> list[np.ndarray]:
         if batch >= len(batches):
             raise StopIteration
@@ -168,8 +171,7 @@ def _decoder(batches: Sequence[list[str]]) -> Callable[[], object]:
     pipeline = Pipeline(batch_size=BATCH, num_threads=cores, device_id=None, prefetch_queue_depth=1)
     with pipeline:
         path = fn.external_source(paths, batch=True, dtype=types.UINT8, ndim=1)
-        image = fn.decoders.image(fn.io.file.read(path), device="cpu", output_type=types.RGB)
-        pipeline.set_outputs(image.shape())
+        pipeline.set_outputs(decode(path, "cpu").shape())
     run: Callable[[], object] = pipeline.run
     return run
 
@@ -185,12 +187,18 @@ def _decodes(path: str) -> bool:
 def _reason(path: str) -> str:
     from PIL import Image, UnidentifiedImageError
 
+    from pipelines.augment import LARGEST
+
     try:
         if os.path.getsize(path) == 0:
             return "empty file"
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:  # Pillow warns of large ones itself
             form = image.format
+            if image.width * image.height > LARGEST:
+                return f"too large ({image.width} × {image.height}; at most {LARGEST // 10**6} million pixels)"
             image.load()
+    except Image.DecompressionBombError:
+        return f"too large (at most {LARGEST // 10**6} million pixels)"
     except FileNotFoundError:
         return "no such file"
     except UnidentifiedImageError:
