@@ -48,6 +48,7 @@ class Config:
     device: Device = "auto"
     compile: Compile = "auto"
     checkpoint_steps: int = 500
+    picture_memory: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr", "width", "checkpoint_steps", "accumulate"):
@@ -67,6 +68,8 @@ class Config:
             raise InputError(f"--ema-decay {self.ema_decay}: must lie between 0 and 1")
         if self.patience is not None and self.patience < 1:
             raise InputError(f"--patience {self.patience}: must be above 0")
+        if self.picture_memory is not None and self.picture_memory < 0:
+            raise InputError(f"--picture-memory {self.picture_memory}: must not be negative")
         if self.seed < 0:
             raise InputError(f"--seed {self.seed}: must not be negative")
 

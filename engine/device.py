@@ -7,7 +7,7 @@ import torch
 
 from engine.config import Compile, Device
 from kernels.bfloat16 import cpu_has_bfloat16
-from pipelines.augment import PictureSpec
+from pipelines.augment import PictureSpec, Pixel
 from pipelines.errors import InputError
 
 
@@ -37,7 +37,10 @@ class Placement:
         """What the pipeline shall hand over."""
         placement: Literal["cpu", "gpu"] = "gpu" if self.device.type == "cuda" else "cpu"
         threads = 4 if placement == "gpu" else max(1, torch.get_num_threads())
-        return PictureSpec(size, placement, half=placement == "gpu" and self.amp is not None, threads=threads)
+        dtype: Pixel = "float32"
+        if self.amp is not None:
+            dtype = "bfloat16" if self.amp == torch.bfloat16 else "float16"
+        return PictureSpec(size, placement, dtype, threads)
 
 
 def decide(device: Device, amp: bool, compile: Compile) -> Placement:

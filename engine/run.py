@@ -1,5 +1,6 @@
 """A run's folder: where each file lies, and how it is written so that nothing is ever half there."""
 
+import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,6 +54,13 @@ class Run:
     @property
     def rejected(self) -> Path:
         return self.folder / "rejected.csv"
+
+    def rejected_files(self) -> dict[str, str]:
+        """Files that the run leaves out, with the reasons."""
+        if not self.rejected.is_file():
+            return {}
+        with self.rejected.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
 
     def require_new(self) -> None:
         """Raises InputError where the folder has a run in it already."""

@@ -28,9 +28,15 @@ def sampling_report(dataset: Dataset, config: Config, run: Run) -> list[str]:
         scaled = config.oversample_target is None and target != oversample_target(10**9)
         why = f" (the study's 2,500 of 30,000 pictures, scaled to {len(targets):,})" if scaled else ""
         lines.append(f"oversample: at least {target:,} pictures a label{why}")
+    unseen = [label for label, count in zip(dataset.labels, before, strict=True) if not count]
+    if unseen:
+        lines.append(f"{config.sampling}: no training picture has {', '.join(unseen[:SHOWN])}: nothing to repeat")
     order = np.argsort(before, kind="stable")
     order = order if len(order) <= 2 * SHOWN else np.concatenate([order[:SHOWN], order[-SHOWN:]])
     counts = ", ".join(f"{dataset.labels[i]} {before[i]:,} → {after[i]:,}" for i in order)
     growth = f"{len(targets):,} → {len(drawn):,} rows an epoch ({len(drawn) / len(targets):.2f}×)"
     lines.append(f"{config.sampling}: {growth}; {counts}")
+    major = before >= np.median(before)
+    grown = after[major].sum() / max(1, before[major].sum())
+    lines.append(f"{config.sampling}: the more frequent half of the labels grew {grown:.2f}× along with the others")
     return lines

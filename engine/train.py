@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from engine.run import Run
     from pipelines.dataset import Dataset
 
-MAY_CHANGE = ("epochs", "device", "compile")  # on --resume; anything else would make it another run
+MAY_CHANGE = ("epochs", "device", "compile", "picture_memory")  # on --resume; anything else would make it another run
 NAMED = 10  # rejected pictures that are printed; the run's folder names all
 
 
@@ -34,7 +34,7 @@ class Arguments:
     out: Path | None = None
     """Folder of the run; by default a new one below runs/."""
     resume: Path | None = None
-    """Folder of a run to go on with; only --epochs, --device and --compile may be given beside it."""
+    """Folder of a run to go on with; only --epochs, --device, --compile and --picture-memory may be given beside it."""
     amp: bool = False
     """Automatic mixed precision."""
     epochs: int | None = None
@@ -60,9 +60,11 @@ class Arguments:
     seed: int | None = None
     """Of initialisation, split, sampling and augmentation."""
     sampling: Sampling | None = None
-    """uniform: each picture once an epoch; oversample: rare labels' pictures repeated; weighted: drawn by rarity."""
+    """uniform: each picture once an epoch; oversample: rare labels' pictures repeated; weighted: drawn by rarity;
+    repeat-factor: repeated by the root of their rarity."""
     oversample_target: int | None = None
-    """Pictures that each label shall have when oversampling; by default 2,500, scaled down below 30,000 pictures."""
+    """Pictures that each label shall have when oversampling, and below which repeat-factor repeats; by default
+    2,500, scaled down below 30,000 pictures."""
     class_weights: bool = False
     """Weigh positive cases in the loss by negatives / positives of the label."""
     augment: bool = True
@@ -79,6 +81,11 @@ class Arguments:
     """Train even where more than 5 % of the pictures are missing or damaged."""
     checkpoint_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Save every N steps, beside the end of each epoch."""
+
+    picture_memory: Annotated[float | None, tyro.conf.arg(metavar="GB")] = None
+    """Memory for decoded pictures, so that later epochs need not decode them; by default a quarter of what is free."""
+    loader_report: bool = False
+    """Measure the loader alone, the network alone and both together, say which one waits, and stop."""
 
     def given(self) -> dict[str, Any]:
         """Names and values that differ from the defaults."""
@@ -99,6 +106,7 @@ def train(arguments: Arguments) -> int:
     from engine.evaluate import Stopped
     from engine.progress import say
     from engine.trainer import Trainer
+    from pipelines.check import BackgroundCheck
 
     run, config, resumed = _run_and_config(arguments)
     from engine.device import decide
@@ -106,12 +114,18 @@ def train(arguments: Arguments) -> int:
     placement = decide(config.device, config.amp, config.compile)
     for note in placement.notes:
         say(note)
-    dataset = _dataset(config)
+    dataset = _dataset(config, None if resumed is None else run.rejected_files())
     config = _fitting_batch(config, dataset)
     if resumed is not None and resumed.get("fingerprint") != dataset.fingerprint():
         raise InputError(f"{dataset.root}: the data set has changed since {run.folder} began")
     with command.Interrupt() as interrupt:
         trainer = Trainer(config, dataset, placement, run, interrupt)
+        if arguments.loader_report:
+            from engine.loader_report import loader_report
+
+            for line in loader_report(trainer):
+                say(line)
+            return command.OK
         if resumed is not None:
             trainer.restore()
         else:
@@ -123,7 +137,9 @@ def train(arguments: Arguments) -> int:
             _record(run, config, dataset)
         _describe(run, config, dataset, placement)
         try:
-            trainer.fit()
+            with BackgroundCheck(dataset.root) as check:
+                trainer.fit()
+                _tell_bad(check.found(), dataset)
         except Stopped:
             say(f"stopped and saved; go on with: python -m engine.train --resume {run.folder}")
             return command.INTERRUPTED
@@ -140,12 +156,13 @@ def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any]
 
     given = arguments.given()
     if arguments.resume is not None:
-        fixed = [name for name in given if name not in ("resume", *MAY_CHANGE)]
+        fixed = [name for name in given if name not in ("resume", "loader_report", *MAY_CHANGE)]
         if fixed:
             raise InputError(f"--{fixed[0].replace('_', '-')} cannot be given with --resume: it would be another run")
         run = Run(arguments.resume)
         content = run.read_config()
         given.pop("resume")
+        given.pop("loader_report", None)
         try:
             return run, replace(Config.load(content), **given), content
         except TypeError:
@@ -156,7 +173,7 @@ def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any]
 
         preset = "paper" if torch.cuda.is_available() else "demo"
         say(f"preset {preset}, since there is {'a' if preset == 'paper' else 'no'} GPU; --preset chooses another")
-    for name in ("preset", "out"):
+    for name in ("preset", "out", "loader_report"):
         given.pop(name, None)
     given["layout"] = given.pop("format", None)
     for name in ("data", "init"):
@@ -168,7 +185,7 @@ def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any]
     return run, resolve(preset, given), None
 
 
-def _dataset(config: Config) -> "Dataset":
+def _dataset(config: Config, known_bad: dict[str, str] | None) -> "Dataset":
     from engine.progress import bar, say
     from pipelines.read import read_dataset
 
@@ -188,6 +205,7 @@ def _dataset(config: Config) -> "Dataset":
             config.seed,
             config.allow_bad,
             progress=lambda done, total: advance(done, total, ""),
+            known_bad=known_bad,
         )
     say(dataset.summary())
     for note in dataset.notes:
@@ -197,6 +215,18 @@ def _dataset(config: Config) -> "Dataset":
     if len(dataset.rejected) > NAMED:
         say(f"left out: {len(dataset.rejected):,} pictures in all; rejected.csv in the run's folder names them")
     return dataset
+
+
+def _tell_bad(found: list[tuple[str, str]], dataset: "Dataset") -> None:
+    """Names the pictures that the background check found, of those that the run was to train on."""
+    from engine.progress import say
+
+    used = set(dataset.files)
+    bad = [(file, reason) for file, reason in found if file in used]
+    for file, reason in bad[:NAMED]:
+        say(f"found meanwhile: {file}: {reason}; the next run leaves it out")
+    if len(bad) > NAMED:
+        say(f"found meanwhile: {len(bad):,} pictures in all that do not decode; the next run leaves them out")
 
 
 def _fitting_batch(config: Config, dataset: "Dataset") -> Config:
@@ -224,7 +254,7 @@ def _record(run: "Run", config: Config, dataset: "Dataset") -> None:
     content = {**config.values(), "labels": list(dataset.labels), "fingerprint": dataset.fingerprint(), **provenance()}
     write_json(run.config, content)
     if dataset.rejected:
-        with run.rejected.open("w", newline="", encoding="utf-8") as file:
+        with run.rejected.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             csv.writer(file).writerows([("file", "reason"), *((r.file, r.reason) for r in dataset.rejected)])
 
 

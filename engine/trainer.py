@@ -23,7 +23,8 @@ from engine.run import Run, load_checkpoint, save_checkpoint, write_json
 from engine.schedule import learning_rate
 from pipelines.dataset import Dataset
 from pipelines.errors import InputError
-from pipelines.loader import Batch, TrainingPlan, evaluation_stream, training_stream
+from pipelines.loader import Batch, PictureStream, TrainingPlan, evaluation_stream, training_stream
+from pipelines.memory import picture_memory
 from pipelines.sampling import label_odds, positive_weights
 
 SHOW_EVERY = 10  # steps between looks at the loss, which wait for the device
@@ -96,6 +97,7 @@ class Trainer:
         self.pos_weight = None if weight is None else weight.to(device)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.progress = Progress()
+        self.memory = None if device.type == "cuda" else picture_memory(config.picture_memory)
 
     def fit(self) -> None:
         """Trains to the end and writes thresholds.json, report.json and report.html of the best epoch.
@@ -108,21 +110,27 @@ class Trainer:
 
         at = self.progress
         writer = SummaryWriter(str(self.run.tensorboard), purge_step=at.epoch + 1)
-        spec = self.placement.spec(self.config.image_size)
-        stream = training_stream(self.dataset.root, self.dataset.files, self.plan, spec)
-        batches = stream.batches(at.epoch * self.steps + at.step)
+        began_at = at.epoch
+        batches = self.stream().batches(at.epoch * self.steps + at.step)
         try:
             while at.epoch < self.config.epochs and not self._stale():
                 began = time.perf_counter()
                 with bar(f"epoch {at.epoch + 1}/{self.config.epochs}") as advance:
                     self._train_epoch(batches, advance, began)
                 self._finish_epoch(began, writer)
+                if self.memory is not None and at.epoch == began_at + 1:
+                    say(self.memory.summary(len(self.plan.rows)))
             self._final_report()
         except Stopped:
             self.save()
             raise
         finally:
             writer.close()
+
+    def stream(self) -> PictureStream:
+        """The training pictures from the first step on."""
+        spec = self.placement.spec(self.config.image_size)
+        return training_stream(self.dataset.root, self.dataset.files, self.plan, spec, self.memory)
 
     def _stale(self) -> bool:
         return self.config.patience is not None and self.progress.stale >= self.config.patience

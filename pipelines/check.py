@@ -3,9 +3,12 @@
 import contextlib
 import hashlib
 import os
+import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,46 +16,126 @@ import polars as pl
 from pipelines.cache import cache_dir, replace_file
 
 BATCH = 16  # decoded pictures that are in memory together
+FOREGROUND = 2000  # files that are decoded before training begins
+CHUNK = 2000  # files after which the background check keeps what it has found
+TOLERATED = 0.05  # share of bad rows above which a run stops
+
+SCHEMA = {"file": pl.String, "size": pl.Int64, "changed": pl.Int64, "reason": pl.String}
+# reason: "" decodes, null nothing known
 
 
 def undecodable(
     root: Path, files: Sequence[str], progress: Callable[[int, int], None] | None = None
 ) -> list[tuple[int, str]]:
-    """(row, reason) of each file that does not decode.
+    """(row, reason) of each file that is known not to decode.
 
-    A file is decoded once: the outcome is kept in the user's cache folder and holds while size and time of change stay.
+    What was found out is kept in the user's cache folder and holds while size and time of change stay. Of files that
+    nothing is known of, FOREGROUND are decoded now, and all of them if more than TOLERATED of these are bad;
+    `BackgroundCheck` looks at the rest while training runs.
     """
-    stats = [(root / file).stat() for file in files]
+    stats = [os.stat(f"{root}/{file}") for file in files]
     seen = pl.DataFrame(
         {
             "file": list(files),
             "size": np.fromiter((s.st_size for s in stats), np.int64, len(stats)),
             "changed": np.fromiter((s.st_mtime_ns for s in stats), np.int64, len(stats)),
         },
-        schema={"file": pl.String, "size": pl.Int64, "changed": pl.Int64},
+        schema={name: kind for name, kind in SCHEMA.items() if name != "reason"},
     )
-    memory = cache_dir() / "checks" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.parquet"
+    memory = _memory(root)
     known = seen.join(_remembered(memory), on=["file", "size", "changed"], how="left", maintain_order="left")
-    reasons: list[str | None] = known["reason"].to_list()
+    if known["reason"].null_count():
+        reasons: list[str | None] = known["reason"].to_list()
+        for row, status in enumerate(stats):
+            if not status.st_size:
+                reasons[row] = "empty file"
+        unknown = [row for row, reason in enumerate(reasons) if reason is None]
+        sample = unknown[:: max(1, -(-len(unknown) // FOREGROUND))]
+        _check(root, files, reasons, sample, progress)
+        if sum(bool(reasons[row]) for row in sample) > TOLERATED * len(sample):
+            _check(root, files, reasons, sorted({*unknown} - {*sample}), progress)
+        known = seen.with_columns(pl.Series("reason", reasons, pl.String))
+        _remember(memory, known)
+    bad = known.with_row_index().filter(pl.col("reason") != "")
+    return list(zip(bad["index"], bad["reason"], strict=True))
+
+
+def _check(
+    root: Path,
+    files: Sequence[str],
+    reasons: list[str | None],
+    rows: list[int],
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Decodes some of the files and writes down what came of it."""
+    failures = decode_failures([f"{root}/{files[row]}" for row in rows], progress)
+    for row, reason in zip(rows, failures, strict=True):
+        reasons[row] = reason
+
+
+class BackgroundCheck:
+    """Decodes the files that nothing is known of, in a process of the lowest priority, as long as the context lasts."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __enter__(self) -> "BackgroundCheck":
+        unchecked = _remembered(_memory(self.root))["reason"].null_count()
+        command = [sys.executable, "-m", "pipelines.check", str(self.root.resolve())]
+        silent = subprocess.DEVNULL
+        self.process = (
+            subprocess.Popen(
+                command,
+                stdin=silent,
+                stdout=silent,
+                stderr=silent,
+                start_new_session=True,  # Ctrl-C is for the run
+                cwd=Path(__file__).parents[1],
+            )
+            if unchecked
+            else None
+        )
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+
+    def found(self) -> list[tuple[str, str]]:
+        """(file, reason) of all that are known not to decode by now."""
+        bad = _remembered(_memory(self.root)).filter(pl.col("reason") != "")
+        return list(zip(bad["file"], bad["reason"], strict=True))
+
+
+def check_the_rest(root: Path) -> None:
+    """Decodes every file that nothing is known of, and keeps what it finds every CHUNK files."""
+    memory = _memory(root)
+    table = _remembered(memory)
+    files: list[str] = table["file"].to_list()
+    reasons: list[str | None] = table["reason"].to_list()
     unknown = [row for row, reason in enumerate(reasons) if reason is None]
-    if unknown:
-        paths = [str(root / files[row]) for row in unknown]
-        for row, reason in zip(unknown, decode_failures(paths, progress), strict=True):
-            reasons[row] = reason
-        result = seen.with_columns(pl.Series("reason", reasons, pl.String))
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            with replace_file(memory) as temporary:
-                result.write_parquet(temporary)
-    return [(row, reason) for row, reason in enumerate(reasons) if reason]
+    for first in range(0, len(unknown), CHUNK):
+        _check(root, files, reasons, unknown[first : first + CHUNK])
+        _remember(memory, table.with_columns(pl.Series("reason", reasons, pl.String)))
+
+
+def _memory(root: Path) -> Path:
+    return cache_dir() / "checks" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.parquet"
 
 
 def _remembered(memory: Path) -> pl.DataFrame:
     try:
-        return pl.read_parquet(memory).unique(["file", "size", "changed"])
+        return pl.read_parquet(memory).select(list(SCHEMA)).unique(["file", "size", "changed"], maintain_order=True)
     except (OSError, pl.exceptions.PolarsError):
-        schema = {"file": pl.String, "size": pl.Int64, "changed": pl.Int64, "reason": pl.String}
-        return pl.DataFrame(schema=schema)
+        return pl.DataFrame(schema=SCHEMA)
+
+
+def _remember(memory: Path, table: pl.DataFrame) -> None:
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(memory) as temporary:
+            table.write_parquet(temporary)
 
 
 def decode_failures(paths: list[str], progress: Callable[[int, int], None] | None = None) -> list[str]:
@@ -77,6 +160,8 @@ def _decoder(batches: Sequence[list[str]]) -> Callable[[], object]:
     """A function that decodes the next batch each time and raises RuntimeError where a picture does not decode."""
     from nvidia.dali import Pipeline, fn, types
 
+    from pipelines.augment import decode
+
     def paths(batch: int) -> list[np.ndarray]:
         if batch >= len(batches):
             raise StopIteration
@@ -86,8 +171,7 @@ def _decoder(batches: Sequence[list[str]]) -> Callable[[], object]:
     pipeline = Pipeline(batch_size=BATCH, num_threads=cores, device_id=None, prefetch_queue_depth=1)
     with pipeline:
         path = fn.external_source(paths, batch=True, dtype=types.UINT8, ndim=1)
-        image = fn.decoders.image(fn.io.file.read(path), device="cpu", output_type=types.RGB)
-        pipeline.set_outputs(image.shape())
+        pipeline.set_outputs(decode(path, "cpu").shape())
     run: Callable[[], object] = pipeline.run
     return run
 
@@ -103,12 +187,18 @@ def _decodes(path: str) -> bool:
 def _reason(path: str) -> str:
     from PIL import Image, UnidentifiedImageError
 
+    from pipelines.augment import LARGEST
+
     try:
         if os.path.getsize(path) == 0:
             return "empty file"
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:  # Pillow warns of large ones itself
             form = image.format
+            if image.width * image.height > LARGEST:
+                return f"too large ({image.width} × {image.height}; at most {LARGEST // 10**6} million pixels)"
             image.load()
+    except Image.DecompressionBombError:
+        return f"too large (at most {LARGEST // 10**6} million pixels)"
     except FileNotFoundError:
         return "no such file"
     except UnidentifiedImageError:
@@ -131,3 +221,8 @@ def decoder_silenced() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(nowhere)
         os.close(kept)
+
+
+if __name__ == "__main__":
+    os.nice(19)
+    check_the_rest(Path(sys.argv[1]))

@@ -1,6 +1,7 @@
 """A data set in memory: file names, multi-hot labels, splits. Every reader gives one; everything later takes it."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,7 +72,8 @@ class Dataset:
         for text in ("\n".join(self.labels), "\n".join(self.files)):
             digest.update(text.encode("utf-8", "surrogateescape"))
             digest.update(b"\0")
-        sizes = np.fromiter(((self.root / file).stat().st_size for file in self.files), np.int64, len(self.files))
+        root = os.fspath(self.root)
+        sizes = np.fromiter((os.stat(f"{root}/{file}").st_size for file in self.files), np.int64, len(self.files))
         digest.update(sizes.tobytes())
         digest.update(np.packbits(self.targets).tobytes())
         for name in sorted(self.splits):
@@ -102,12 +104,12 @@ def multi_hot(rows: Sequence[Iterable[str]], labels: Sequence[str]) -> NDArray[n
         KeyError: a name that is not among the labels.
     """
     column = {name: i for i, name in enumerate(labels)}
-    cells = [(i, column[name]) for i, names in enumerate(rows) for name in names]
-    targets = np.zeros((len(rows), len(labels)), bool)
-    if cells:
-        at = np.array(cells)
-        targets[at[:, 0], at[:, 1]] = True
-    return targets
+    number: dict[frozenset[str], int] = {}  # far fewer kinds of rows than rows
+    kinds = [number.setdefault(frozenset(names), len(number)) for names in rows]
+    targets = np.zeros((len(number), len(labels)), bool)
+    for names, kind in number.items():
+        targets[kind, [column[name] for name in names]] = True
+    return targets[np.array(kinds, np.int64)]
 
 
 def require_rows(dataset: Dataset) -> Dataset:

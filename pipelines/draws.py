@@ -20,14 +20,11 @@ class Draws:
 
     Attributes:
         matrix: [batch, 2, 3], from output pixels to pixels of the letterboxed picture: rotation, crop and flip in one.
-        brightness, contrast: [batch], factors.
-        hue: [batch], degrees.
+        colour: [batch, 3, 4], a row an output channel: factors of red, green, blue, and what is added (0 to 255).
     """
 
     matrix: NDArray[np.float32]
-    brightness: NDArray[np.float32]
-    contrast: NDArray[np.float32]
-    hue: NDArray[np.float32]
+    colour: NDArray[np.float32]
 
 
 def uniform_numbers(seed: int, epoch: int, start: int, count: int) -> NDArray[np.float64]:
@@ -58,7 +55,31 @@ def draw(seed: int, epoch: int, start: int, count: int, size: int) -> Draws:
     offset = middle + shift - turn @ middle
     return Draws(
         matrix=np.concatenate([turn, offset[:, :, None]], 2).astype(np.float32),
-        brightness=(1 + BRIGHTNESS * (2 * u[:, 5] - 1)).astype(np.float32),
-        contrast=(1 + CONTRAST * (2 * u[:, 6] - 1)).astype(np.float32),
-        hue=(HUE * (2 * u[:, 7] - 1)).astype(np.float32),
+        colour=colour_matrix(
+            1 + BRIGHTNESS * (2 * u[:, 5] - 1), 1 + CONTRAST * (2 * u[:, 6] - 1), HUE * (2 * u[:, 7] - 1)
+        ),
     )
+
+
+# Luma and the two colour differences of NTSC television; hue turns the plane of these two.
+TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+FROM_YIQ = np.linalg.inv(TO_YIQ)
+
+
+def colour_matrix(
+    brightness: NDArray[np.float64], contrast: NDArray[np.float64], hue: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Hue, then contrast about 128, then brightness as one matrix [batch, 3, 4], as DALI's color_twist has them.
+
+    Args:
+        brightness, contrast: factors [batch].
+        hue: degrees [batch].
+    """
+    angle = np.deg2rad(hue)
+    turn = np.zeros((len(hue), 3, 3))
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1] = turn[:, 2, 2] = np.cos(angle)
+    turn[:, 1, 2], turn[:, 2, 1] = np.sin(angle), -np.sin(angle)
+    factors = (brightness * contrast)[:, None, None] * (FROM_YIQ @ turn @ TO_YIQ)
+    added = brightness * 128 * (1 - contrast)
+    return np.concatenate([factors, np.repeat(added, 3).reshape(-1, 3, 1)], 2).astype(np.float32)

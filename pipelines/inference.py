@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.augment import PictureSpec, decode, pad, shrink
+from pipelines.augment import PictureSpec, decode, letterbox
 from pipelines.check import decode_failures
 
 PREFETCH = 2  # batches that are made ahead
@@ -123,7 +123,7 @@ class Photographs:
         with pipeline:
             path = fn.external_source(source, batch=True, dtype=types.UINT8, ndim=1)
             image = decode(path, self.spec.placement)
-            pipeline.set_outputs(pad(shrink(image, self.spec.size), self.spec.size) if self.letterboxed else image)
+            pipeline.set_outputs(letterbox(image, self.spec.size) if self.letterboxed else image)
         pipeline.build()
 
         def run() -> Any:
@@ -184,7 +184,7 @@ class Letterbox:
         )
         with self._pipeline:
             image = fn.external_source(name="images", dtype=types.UINT8, ndim=3, layout="HWC")
-            self._pipeline.set_outputs(pad(shrink(image, size), size))
+            self._pipeline.set_outputs(letterbox(image, size))
         self._pipeline.build()
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

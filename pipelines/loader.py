@@ -11,15 +11,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.augment import PictureSpec, picture_graph
+import kernels
+from pipelines.augment import MEAN, STD, PictureSpec, picture_graph
 from pipelines.check import decode_failures
 from pipelines.draws import Draws, draw
 from pipelines.errors import InputError
+from pipelines.memory import PictureMemory
 from pipelines.sampling import Sampling, epoch_rows, rank_slice
 
 log = logging.getLogger("manylabel")
 
 PREFETCH = 2  # batches that are made ahead
+NOTHING = np.zeros((1, 1, 3), np.uint8)  # stands for a picture that is not in memory
 PADDING = -1  # row number of a place in a batch that holds no picture of its own
 
 
@@ -53,6 +56,7 @@ class PictureStream:
         request: the request of a batch by its number; None after the last.
         batch_size: pictures a batch, the same for all.
         spec: size, placement and type.
+        memory: pictures that need not be decoded again; None: none are kept.
         bad: rows that turned out not to decode, with the reason; grows.
     """
 
@@ -61,6 +65,7 @@ class PictureStream:
     request: Callable[[int], Request | None]
     batch_size: int
     spec: PictureSpec
+    memory: PictureMemory | None = None
     bad: dict[int, str] = field(default_factory=dict)
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
@@ -72,53 +77,69 @@ class PictureStream:
         number, run = start, self._pipeline(start)
         while True:
             try:
-                images, rows = run()
+                images, rows, *decoded = run()
             except StopIteration:
                 return
             except RuntimeError as error:
                 self._find_bad(number, error)
                 run = self._pipeline(number)
                 continue
-            yield Batch(_tensor(images).permute(0, 3, 1, 2), _tensor(rows).view(-1))
+            if decoded and self.memory is not None:
+                self._keep(number, decoded[0])
+            yield Batch(_normalised(_tensor(images), self.spec), _tensor(rows).view(-1))
             number += 1
 
     def _pipeline(self, start: int) -> Callable[[], Any]:
-        from nvidia.dali import Pipeline, fn, types
+        from nvidia.dali import pipeline_def, types
 
         augmented = getattr(self.request(start), "draws", None) is not None
-        gpu = self.spec.placement == "gpu"
+        gpu, remembers = self.spec.placement == "gpu", self.memory is not None
 
         def source(iteration: int) -> tuple[Any, ...]:
             request = self.request(start + iteration)
             if request is None:
                 raise StopIteration
-            paths, rows = self._good(request.rows)
-            given: tuple[Any, ...] = (paths, rows[:, None])
+            shown, rows = self._good(request.rows)
+            given: tuple[Any, ...] = ([self._path(row) for row in shown], rows[:, None])
             if request.draws is not None:
-                d = request.draws
-                given += (d.matrix, d.brightness, d.contrast, d.hue)
+                given += (request.draws.matrix, request.draws.colour)
+            if self.memory is not None:
+                kept = [self.memory.pictures.get(row) for row in shown]
+                there = np.array([picture is not None for picture in kept])
+                given += (there, [NOTHING if picture is None else picture for picture in kept])
             return given
 
-        pipeline = Pipeline(
+        inputs: dict[str, Any] = {
+            "dtype": [types.UINT8, types.INT64] + [types.FLOAT] * 2 * augmented + [types.BOOL, types.UINT8] * remembers,
+            "ndim": [1, 1] + [2, 2] * augmented + [0, 3] * remembers,
+            "layout": ["", ""] + ["", ""] * augmented + ["", "HWC"] * remembers,
+        }
+        define = pipeline_def(
             batch_size=self.batch_size,
             num_threads=self.spec.threads,
             device_id=self.spec.device_id if gpu else None,
             prefetch_queue_depth=PREFETCH,
+            enable_conditionals=True,
         )
-        dtypes = [types.UINT8, types.INT64] + [types.FLOAT] * 4 * augmented
-        dims = [1, 1] + [2, 0, 0, 0] * augmented
-        with pipeline:
-            path, row, *numbers = fn.external_source(
-                source, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=dims
-            )
-            matrix_and_colour = (numbers[0], numbers[1], numbers[2], numbers[3]) if augmented else None
-            pipeline.set_outputs(picture_graph(path, matrix_and_colour, self.spec), row)
+        pipeline = define(_graph)(source, inputs, augmented, self.spec)
         pipeline.build()
         run: Callable[[], Any] = pipeline.run
         return run
 
-    def _good(self, rows: NDArray[np.int64]) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
-        """Paths and rows with bad pictures replaced by the next good one of the batch; padding shows any picture."""
+    def _keep(self, number: int, decoded: Any) -> None:
+        """Remembers the pictures of a batch before anything was drawn on them."""
+        memory, request = self.memory, self.request(number)
+        if memory is None or request is None:
+            return
+        for place, row in enumerate(self._good(request.rows)[0]):
+            if row not in memory.pictures:
+                memory.keep(row, np.asarray(decoded.at(place)))
+
+    def _path(self, row: int) -> NDArray[np.uint8]:
+        return np.frombuffer(os.fsencode(f"{self.root}/{self.files[row]}"), np.uint8)
+
+    def _good(self, rows: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
+        """Rows to show, bad pictures replaced by the next good one of the batch, padding by any; and rows to report."""
         usable = [int(row) for row in rows if row != PADDING and int(row) not in self.bad]
         if not usable:
             raise InputError(f"{self.root}: none of the pictures of a batch can be decoded any more")
@@ -128,7 +149,7 @@ class PictureStream:
                 following = rows[place:].tolist() + rows[:place].tolist()
                 row = next(r for r in following if r != PADDING and r not in self.bad)
                 kept[place] = self._replacement(row)
-            shown.append(np.frombuffer(os.fsencode(self.root / self.files[row]), np.uint8))
+            shown.append(row)
         return shown, kept
 
     def _replacement(self, row: int) -> int:
@@ -154,11 +175,29 @@ class PictureStream:
         self.bad.update(found)
 
 
+def _graph(source: Callable[[int], Any], inputs: dict[str, Any], augmented: bool, spec: PictureSpec) -> Any:
+    """The picture graph on what a source of batches gives: images and rows, and pictures to remember where wanted."""
+    from nvidia.dali import fn
+
+    path, row, *rest = fn.external_source(source, num_outputs=len(inputs["ndim"]), batch=True, **inputs)
+    numbers = (rest[0], rest[1]) if augmented else None
+    kept = (rest[-2], rest[-1]) if len(rest) > 2 * augmented else None
+    image, still = picture_graph(path, numbers, spec, kept)
+    return (image, row) if kept is None else (image, row, still)
+
+
 class EvaluationStream(PictureStream):
     """A stream in which a place without a picture of its own reports PADDING, so that no row counts twice."""
 
     def _replacement(self, row: int) -> int:
         return PADDING
+
+
+def _normalised(pixels: torch.Tensor, spec: PictureSpec) -> torch.Tensor:
+    """[batch, 3, size, size] of what the graph gives [batch, size, size, 3]: bytes, numbers, or bits of bfloat16."""
+    if pixels.dtype == torch.uint8:
+        return kernels.normalize(pixels, [MEAN] * 3, [STD] * 3, getattr(torch, spec.dtype))
+    return (pixels.view(torch.bfloat16) if pixels.dtype == torch.uint16 else pixels).permute(0, 3, 1, 2)
 
 
 def _tensor(output: Any) -> torch.Tensor:
@@ -201,7 +240,9 @@ class TrainingPlan:
         return len(self.epoch(0)) // self.batch_size
 
 
-def training_stream(root: Path, files: Sequence[str], plan: TrainingPlan, spec: PictureSpec) -> PictureStream:
+def training_stream(
+    root: Path, files: Sequence[str], plan: TrainingPlan, spec: PictureSpec, memory: PictureMemory | None = None
+) -> PictureStream:
     """An endless stream: batch number n is step n % steps of epoch n // steps. Nothing stops at an epoch's end."""
     steps = plan.steps()
     current: dict[int, NDArray[np.int64]] = {}
@@ -216,7 +257,7 @@ def training_stream(root: Path, files: Sequence[str], plan: TrainingPlan, spec: 
         draws = draw(plan.seed, epoch, positions.start, count, plan.size) if plan.augment else None
         return Request(current[epoch][positions], draws)
 
-    return PictureStream(root, files, request, plan.batch_size // plan.ranks, spec)
+    return PictureStream(root, files, request, plan.batch_size // plan.ranks, spec, memory)
 
 
 def evaluation_stream(

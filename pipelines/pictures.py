@@ -5,12 +5,14 @@ from pathlib import Path, PurePosixPath
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm")
 
+MISSING, OUTSIDE = "no such picture", "outside the data folder"
+
 
 class PictureFolders:
     """The pictures below some folders of a data set, each folder listed once.
 
     Args:
-        root: the data set's folder; nothing outside it is ever found.
+        root: the data set's folder; nothing outside it is ever found, be it by a name or by a link.
         folders: names of folders below root to search, in this order; "." is root itself.
     """
 
@@ -19,32 +21,63 @@ class PictureFolders:
         self.real_root = root.resolve()
         self.folders = [folder for folder in folders if (root / folder).is_dir()]
         self._names: dict[str, dict[str, str]] = {}
-
-    def _listing(self, folder: str) -> dict[str, str]:
-        """File names of a folder, and names without their ending, to file names."""
-        if folder not in self._names:
-            files = sorted(entry.name for entry in os.scandir(self.root / folder) if not entry.is_dir())
-            pictures = [name for name in files if name.lower().endswith(SUFFIXES)]
-            stems = {os.path.splitext(name)[0]: name for name in reversed(pictures)}
-            self._names[folder] = {**stems, **{name: name for name in files}}
-        return self._names[folder]
+        self._stems: dict[str, dict[str, str]] = {}
 
     def find(self, name: str) -> str | None:
         """Path relative to root of the picture with this file name or id; None where there is none inside root."""
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or not path.name:
-            return None
+        parent = ""
+        if "/" in name or "\\" in name:
+            path = PurePosixPath(name.replace("\\", "/"))
+            if path.is_absolute() or ".." in path.parts:
+                return None
+            parent, name = str(path.parent), path.name
         for folder in self.folders:
-            below = os.path.normpath(os.path.join(folder, path.parent))
-            if below != "." and not (self.root / below).is_dir():
-                continue
-            found = self._listing(below).get(path.name)
+            found = self._look_up(os.path.normpath(os.path.join(folder, parent)) if parent else folder, name)
             if found is not None:
-                return self._inside(os.path.normpath(os.path.join(below, found)))
+                return found or None
         return None
 
-    def _inside(self, relative: str) -> str | None:
-        file = self.root / relative
-        if file.is_symlink() and not file.resolve().is_relative_to(self.real_root):
-            return None
-        return relative
+    def why_not(self, name: str) -> str:
+        """The reason why `find` finds nothing."""
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts:
+            return OUTSIDE
+        for folder in self.folders:
+            below = self.root / folder / path.parent
+            found = self._look_up(os.path.normpath(os.path.join(folder, path.parent)), path.name)
+            if found == "" or (below.is_dir() and not self._inside(below)):
+                return OUTSIDE
+        return MISSING
+
+    def _look_up(self, folder: str, name: str) -> str | None:
+        """Path from root of a folder's file by its name or id; "" where it leads outside."""
+        if folder not in self._names:
+            self._names[folder] = self._list(folder)
+        found = self._names[folder].get(name)
+        if found is not None or not name:
+            return found
+        if folder not in self._stems:
+            self._stems[folder] = _stems(self._names[folder])
+        return self._stems[folder].get(name)
+
+    def _list(self, folder: str) -> dict[str, str]:
+        place = self.root / folder
+        if not place.is_dir() or not self._inside(place):
+            return {}
+        start = "" if folder == "." else f"{folder}/"
+        paths = {}
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if not entry.is_dir():
+                    outside = entry.is_symlink() and not self._inside(place / entry.name)
+                    paths[entry.name] = "" if outside else start + entry.name
+        return paths
+
+    def _inside(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self.real_root)
+
+
+def _stems(paths: dict[str, str]) -> dict[str, str]:
+    """Pictures by their names without the ending; of several endings the first in the alphabet counts."""
+    pictures = sorted((name for name in paths if name.lower().endswith(SUFFIXES)), reverse=True)
+    return {os.path.splitext(name)[0]: paths[name] for name in pictures}

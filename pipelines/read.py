@@ -1,9 +1,9 @@
 """Reads a data set of any known layout, and checks it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pipelines.check import undecodable
+from pipelines.check import TOLERATED, undecodable
 from pipelines.coco import read_coco
 from pipelines.dataset import Dataset, Layout, require_rows
 from pipelines.errors import InputError
@@ -12,7 +12,6 @@ from pipelines.table import read_table
 from pipelines.voc import read_voc
 
 READERS = {"table": read_table, "coco": read_coco, "voc": read_voc}
-TOLERATED = 0.05  # share of bad rows above which a run stops
 
 
 def read_dataset(
@@ -22,16 +21,21 @@ def read_dataset(
     seed: int = 0,
     allow_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    known_bad: Mapping[str, str] | None = None,
 ) -> Dataset:
     """The data set in a folder: read, checked, split.
 
-    Rows whose picture is missing or does not decode are left out and listed in `rejected`. `progress` is called with
-    (done, total) while pictures are checked.
+    Rows whose picture is missing or is known not to decode are left out and listed in `rejected`. `progress` is called
+    with (done, total) while pictures are checked. `known_bad`, files and reasons as a run has them, stands in place of
+    the check: what was found out since changes nothing.
 
     Raises:
         InputError: no such folder, no known layout, a broken table, or more than 5 % bad rows without `allow_bad`.
     """
     dataset = read_layout(root, layout)
+    if known_bad is not None:
+        dataset = dataset.without([(i, known_bad[file]) for i, file in enumerate(dataset.files) if file in known_bad])
+        return with_validation(require_rows(dataset), val_fraction, seed)
     dataset = dataset.without(undecodable(dataset.root, dataset.files, progress))
     bad, rows = len(dataset.rejected), len(dataset.files) + len(dataset.rejected)
     if bad > TOLERATED * rows and not allow_bad:

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Sampling = Literal["uniform", "oversample", "weighted"]
+Sampling = Literal["uniform", "oversample", "weighted", "repeat-factor"]
 
 STUDY_TARGET, STUDY_ROWS = 2500, 30_000
 
@@ -18,8 +18,10 @@ def oversample_target(rows: int) -> int:
 def repeats(targets: NDArray[np.bool_], target: int, seed: int) -> NDArray[np.int64]:
     """How often each row stands in an oversampled epoch: at least once, and each label `target` times or more.
 
-    The rarest label goes first; its rows are repeated as evenly as can be, those with few frequent labels before
-    others. What its rows add to other labels counts for these.
+    The fewest rows that do it, if none may stand there more often than its rarest label needs were all of that label's
+    rows repeated alike: without that limit, one picture of many rare labels would be shown hundreds of times. Rows of
+    the same labels are alike: a linear programme finds how many each kind adds (HiGHS: Huangfu and Hall,
+    "Parallelizing the dual revised simplex method", 2018); rounding up what is not whole costs at most a row a label.
 
     Args:
         targets: bool [rows, labels].
@@ -28,19 +30,84 @@ def repeats(targets: NDArray[np.bool_], target: int, seed: int) -> NDArray[np.in
     """
     count = np.ones(len(targets), np.int64)
     have = targets.sum(0).astype(np.int64)
-    frequency = targets @ have
-    ties = np.random.default_rng((seed, 1)).permutation(len(targets))
-    for label in np.argsort(have, kind="stable"):
-        rows = np.flatnonzero(targets[:, label])
-        lacking = target - int(have[label])
-        if lacking <= 0 or not len(rows):
-            continue
-        rows = rows[np.lexsort((ties[rows], frequency[rows]))]
-        added = np.full(len(rows), lacking // len(rows), np.int64)
-        added[: lacking % len(rows)] += 1
-        count[rows] += added
-        have += added @ targets[rows]
+    lacking = np.flatnonzero((have < target) & (have > 0))
+    rows = np.flatnonzero(targets[:, lacking].any(1))
+    if not len(rows):
+        return count
+    others = targets[rows].sum(1) - targets[np.ix_(rows, lacking)].sum(1)
+    kinds, kind, size = np.unique(
+        np.column_stack([targets[np.ix_(rows, lacking)], others]), axis=0, return_inverse=True, return_counts=True
+    )
+    has, others = kinds[:, :-1] > 0, kinds[:, -1]
+    most = np.where(has, -(-target // have[lacking]) - 1, 0).max(1) * size
+    added = _fewest(has, target - have[lacking], most, others)
+
+    order = np.random.default_rng((seed, 1)).permutation(len(rows))
+    order = order[np.argsort(kind.ravel()[order], kind="stable")]  # kind by kind, equal rows in random order
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(size) - size, size)
+    each = np.repeat(added // size, size) + (place < np.repeat(added % size, size))
+    count[rows[order]] += each
     return count
+
+
+def _fewest(
+    has: NDArray[np.bool_], lacking: NDArray[np.int64], most: NDArray[np.int64], others: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The fewest rows of each kind, `most` at most, that add what each label lacks; rather those with few other labels.
+
+    Args:
+        has: bool [kinds, labels].
+        lacking: pictures that each label lacks.
+        most: rows of each kind that may be added.
+        others: labels of each kind that lack nothing.
+    """
+    from scipy.optimize import linprog
+
+    cost = 1 + 1e-4 * others
+    bounds = np.column_stack([np.zeros(len(most)), most])
+    solved = linprog(cost, A_ub=-has.T.astype(float), b_ub=-lacking.astype(float), bounds=bounds, method="highs-ds")
+    added: NDArray[np.int64] = np.minimum(most, np.ceil(solved.x - 1e-6).astype(np.int64))
+    spare = added @ has - lacking
+    for kind in np.argsort(-cost, kind="stable"):  # what rounding up made superfluous
+        if added[kind]:
+            fewer = min(int(added[kind]), int(spare[has[kind]].min()))
+            if fewer > 0:
+                added[kind] -= fewer
+                spare = spare - fewer * has[kind]
+    return added
+
+
+def repeat_factors(targets: NDArray[np.bool_], target: int) -> NDArray[np.float64]:
+    """How often each row is repeated on average: by √(target / pictures of its rarest label), at least once.
+
+    Gupta, Dollár and Girshick, "LVIS: A Dataset for Large Vocabulary Instance Segmentation", 2019, section 5.2; their
+    threshold on a label's frequency is target / rows.
+
+    Args:
+        targets: bool [rows, labels].
+        target: pictures of a label from which on it is not repeated.
+    """
+    have = np.maximum(1, targets.sum(0))
+    factor = np.maximum(1.0, np.sqrt(target / have))
+    rows: NDArray[np.float64] = np.where(targets, factor, 1.0).max(1, initial=1.0)
+    return rows
+
+
+def _drawn_counts(factors: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Each factor rounded up or down by chance, in its proportion; the sum is the same in all draws.
+
+    What goes beyond 1 is scaled so that the sum is whole, and dealt out in one sweep over rows in random order.
+    """
+    rows, beyond = len(factors), factors - 1
+    extra = round(float(beyond.sum()))
+    if not extra:
+        return np.ones(rows, np.int64)
+    order = rng.permutation(rows)
+    reached = np.cumsum(beyond[order]) * (extra / beyond.sum())
+    reached[-1] = extra
+    counts = np.empty(rows, np.int64)
+    counts[order] = 1 + np.diff(np.floor(reached + rng.random()), prepend=0).astype(np.int64)
+    return counts
 
 
 def draw_weights(targets: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -63,16 +130,19 @@ def epoch_rows(
     Args:
         targets: bool [rows, labels] of the training rows.
         strategy: "uniform": each row once; "oversample": as `repeats` says; "weighted": as many draws with
-            replacement as there are rows, by `draw_weights`.
+            replacement as there are rows, by `draw_weights`; "repeat-factor": by `repeat_factors`, rounded anew each
+            epoch.
         seed, epoch: decide the order and the draws.
-        target: pictures a label for "oversample"; by default `oversample_target`.
+        target: pictures a label for "oversample" and "repeat-factor"; by default `oversample_target`.
     """
     rng = np.random.default_rng((seed, epoch, 0))
     rows = len(targets)
     if strategy == "weighted":
         return rng.choice(rows, size=rows, p=draw_weights(targets))
+    wanted = oversample_target(rows) if target is None else target
+    if strategy == "repeat-factor":
+        return rng.permutation(np.repeat(np.arange(rows), _drawn_counts(repeat_factors(targets, wanted), rng)))
     if strategy == "oversample":
-        wanted = oversample_target(rows) if target is None else target
         return rng.permutation(np.repeat(np.arange(rows), repeats(targets, wanted, seed)))
     return rng.permutation(rows)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.check import BackgroundCheck, decode_failures
 from pipelines.coco import read_coco
 from pipelines.errors import InputError
 from pipelines.read import read_dataset, read_layout
@@ -118,6 +119,48 @@ def test_a_picture_that_changes_is_checked_again(table: Make) -> None:
     assert not read_dataset(root).rejected
     (root / "images" / "3.jpg").write_bytes(b"")
     assert [r.file for r in read_dataset(root).rejected] == ["images/3.jpg"]
+
+
+def test_a_start_opens_few_pictures_and_the_rest_is_checked_behind_it(
+    table: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = table(pictures=60)
+    (root / "images" / "31.jpg").write_bytes(b"")  # seen without opening anything
+    (root / "images" / "32.jpg").write_text("no picture")
+    monkeypatch.setattr("pipelines.check.FOREGROUND", 20)
+    opened: list[str] = []
+
+    def decode(paths: list[str], progress: object = None) -> list[str]:
+        opened.extend(paths)
+        return decode_failures(paths)
+
+    monkeypatch.setattr("pipelines.check.decode_failures", decode)
+    assert [r.file for r in read_dataset(root).rejected] == ["images/31.jpg"]
+    assert len(opened) == 20
+    with BackgroundCheck(root) as check:
+        assert check.process is not None
+        assert check.process.wait(60) == 0
+    assert sorted(file for file, _ in check.found()) == ["images/31.jpg", "images/32.jpg"]
+    assert len(read_dataset(root).rejected) == 2
+    assert len(opened) == 20
+    with BackgroundCheck(root) as check:
+        assert check.process is None  # nothing is left to look at
+
+
+def test_many_bad_pictures_among_few_opened_ones_make_it_open_all(table: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = table(pictures=40)
+    monkeypatch.setattr("pipelines.check.FOREGROUND", 10)
+    for i in range(40):
+        (root / "images" / f"{i}.jpg").write_text("no picture")
+    with pytest.raises(InputError, match="40 of 40 rows"):
+        read_dataset(root)
+
+
+def test_a_run_s_own_rejected_pictures_stand_in_for_the_check(table: Make) -> None:
+    root = table(pictures=40)
+    (root / "images" / "3.jpg").write_text("no picture")
+    assert not read_dataset(root, known_bad={}).rejected
+    assert [r.file for r in read_dataset(root, known_bad={"images/7.jpg": "damaged"}).rejected] == ["images/7.jpg"]
 
 
 def test_too_many_bad_pictures_stop_unless_allowed(table: Make) -> None:

@@ -143,6 +143,31 @@ def test_pictures_outside_the_folder_are_never_found(table: Make, tmp_path: Path
     assert [r.file for r in dataset.rejected] == ["../secret.jpg", f"{tmp_path}/secret.jpg", "link.jpg"]
 
 
+def test_a_linked_folder_that_leads_outside_is_not_searched(table: Make, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.jpg").touch()
+    root = table("image,labels\n0.jpg,a\na.jpg,a\nlinked/a.jpg,a\ninner/0.jpg,a\n")
+    (root / "data").symlink_to(tmp_path / "elsewhere")
+    (root / "images" / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "images" / "more").mkdir()
+    (root / "images" / "more" / "0.jpg").touch()
+    (root / "images" / "inner").symlink_to(root / "images" / "more")
+    dataset = read_table(root)
+    assert dataset.files == ("images/0.jpg", "images/inner/0.jpg")
+    assert [(r.file, r.reason) for r in dataset.rejected] == [
+        ("a.jpg", "outside the data folder"),
+        ("linked/a.jpg", "outside the data folder"),
+    ]
+
+
+def test_names_with_blanks_and_letters_of_any_script(table: Make) -> None:
+    names = ["ein Bild.jpg", "größe.jpg", "写真.jpg", "a'b.jpg", "..jpg", "x..y.jpg"]
+    root = table("image,labels\n" + "".join(f"{name},a\n" for name in names))
+    for name in names:
+        (root / "images" / name).touch()
+    assert read_table(root).files == tuple(f"images/{name}" for name in names)
+
+
 @pytest.mark.parametrize(
     ("tables", "words"),
     [

@@ -1,0 +1,80 @@
+"""What training waits for: the loader alone, the network on pictures that are there already, and both together."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from engine.trainer import Trainer
+from pipelines.loader import Batch
+
+SECONDS = 4.0  # a measurement, about
+ROUNDS = 5  # in turn, so that what else the machine does disturbs all alike
+WAITING = 0.03  # share of a step from which on the loader is what training waits for
+
+
+def loader_report(trainer: Trainer) -> list[str]:
+    """Measures and says it, a line each. The trainer's weights are spent on it."""
+    batches = trainer.stream().batches()
+    ready = _own(next(batches))
+    trainer.model.train()
+    step_seconds = _seconds(trainer, lambda: _step(trainer, ready), 3)
+    steps = max(3, round(SECONDS / step_seconds))
+    load, compute, both, waits = [], [], [], []
+    for _ in range(ROUNDS):
+        load.append(_seconds(trainer, lambda: next(batches), steps))
+        compute.append(_seconds(trainer, lambda: _step(trainer, ready), steps))
+        waited = _Waited(batches)
+        both.append(_seconds(trainer, lambda w=waited: _step(trainer, next(w)), steps))  # type: ignore[misc]
+        waits.append(waited.seconds / steps / both[-1])
+    size = trainer.config.batch_size
+    wait = statistics.median(waits)
+    cost = statistics.median(b / c for b, c in zip(both, compute, strict=True)) - 1
+    faster = statistics.median(c / b for b, c in zip(load, compute, strict=True))
+    if wait > WAITING:
+        verdict = f"training waits for pictures {wait:.1%} of the time"
+    else:
+        verdict = f"the loader waits for the network (which waits {wait:.1%}) and could feed {faster:.0f} of them"
+    kept = "" if trainer.memory is None else f"; {trainer.memory.summary(len(trainer.plan.rows))}"
+    return [
+        f"loader alone    {size / statistics.median(load):,.0f} pictures/s",
+        f"network alone   {size / statistics.median(compute):,.0f} pictures/s, on pictures in memory",
+        f"both together   {size / statistics.median(both):,.0f} pictures/s, {cost:+.1%} a step",
+        verdict + kept,
+    ]
+
+
+class _Waited:
+    """Batches, and the seconds that it took until they came."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __next__(self) -> Batch:
+        asked = time.perf_counter()
+        batch = next(self.batches)
+        self.seconds += time.perf_counter() - asked
+        return batch
+
+
+def _own(batch: Batch) -> Batch:
+    return Batch(batch.images.clone(memory_format=torch.preserve_format), batch.rows.clone())
+
+
+def _step(trainer: Trainer, batch: Batch) -> None:
+    trainer.add_gradient(batch)
+    trainer.update(trainer.config.lr)
+
+
+def _seconds(trainer: Trainer, call: Callable[[], object], times: int) -> float:
+    """Seconds a call, the device waited for."""
+    cuda = trainer.placement.device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    if cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / times
