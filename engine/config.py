@@ -30,6 +30,7 @@ class Config:
     width: float = 1.0
     dropout: float = 0.2
     init: str | None = None
+    block8: bool = False  # in networks whose weights came from facenet-pytorch; follows from `init`
 
     epochs: int = 20
     batch_size: int = 32

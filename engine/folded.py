@@ -57,17 +57,18 @@ def _branches(module: nn.Module) -> nn.ModuleList:
 
 
 class Block(nn.Module):
-    """relu(x + conv1×1(branches side by side)), the scale within the convolution."""
+    """relu(x + conv1×1(branches side by side)), or without ReLU; the scale is within the convolution."""
 
     def __init__(self, block: InceptionResidual) -> None:
         super().__init__()
         self.branches = _branches(block)
-        tail = block.conv2d
+        self.relu, tail = block.plan.relu, block.conv2d
         assert tail.bias is not None
         self.tail = _conv(tail, tail.weight.double() * block.plan.scale, tail.bias.double() * block.plan.scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(x + self.tail(torch.cat([branch(x) for branch in self.branches], 1)))
+        joined = x + self.tail(torch.cat([branch(x) for branch in self.branches], 1))
+        return torch.relu(joined) if self.relu else joined
 
 
 class Reducing(nn.Module):
@@ -101,6 +102,8 @@ class FoldedNetwork(nn.Module):
                 parts.append(nn.MaxPool2d(3, 2))
             if isinstance(part, Stage):
                 parts += [Block(block) for block in part]  # type: ignore[arg-type]
+            elif isinstance(part, InceptionResidual):
+                parts.append(Block(part))
             elif isinstance(part, Reduction):
                 parts.append(Reducing(part))
             else:

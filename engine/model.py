@@ -12,10 +12,11 @@ Feature maps for a 320×320 picture at width 1:
     repeat_2        10 blocks B, scale 0.10
     mixed_7a        18×18×896  → 8×8×1792
     repeat_3        5 blocks C, scale 0.20
+    block8          a sixth without ReLU, scale 1, only in networks made from the published weights
     head            average over the map, dropout, linear to the labels
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -103,8 +104,8 @@ class InceptionResidual(nn.Module):
     def norms(self) -> list[nn.BatchNorm2d]:
         return [unit.bn for unit in (*self.heads, *self.others)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return stage([self], x, merged_weights(self.groups(), x.dtype))
+    def forward(self, x: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
+        return stage([self], x, merged_weights(self.groups(), x.dtype) if weights is None else weights)
 
 
 class Stage(nn.Sequential):
@@ -173,12 +174,13 @@ class InceptionResNetV1(nn.Module):
         num_classes: number of labels.
         width: factor on all channel counts, rounded to multiples of 8.
         dropout: probability before the last layer.
+        block8: whether a sixth block C without ReLU ends the network, as facenet-pytorch has it.
 
     Raises:
         ValueError: a width that is not above 0, or no labels.
     """
 
-    def __init__(self, num_classes: int, width: float = 1.0, dropout: float = 0.2) -> None:
+    def __init__(self, num_classes: int, width: float = 1.0, dropout: float = 0.2, block8: bool = False) -> None:
         super().__init__()
         if num_classes < 1 or not width > 0:
             raise ValueError(f"num_classes={num_classes} and width={width}: both must be above 0")
@@ -221,9 +223,46 @@ class InceptionResNetV1(nn.Module):
             ],
         )
         self.repeat_3 = Stage(*(InceptionResidual(c, block_c, 0.20) for _ in range(5)))
+        self.block8 = InceptionResidual(c, block_c, 1.0, relu=False) if block8 else None
         self.dropout = nn.Dropout(dropout)
         self.logits = nn.Linear(c, num_classes)
         self.reset_parameters()
+
+    @classmethod
+    def from_facenet(
+        cls, state_dict: Mapping[str, Tensor], num_classes: int, dropout: float = 0.2
+    ) -> "InceptionResNetV1":
+        """The network that facenet-pytorch's InceptionResnetV1 has up to its pooled features, with a new last layer.
+
+        Args:
+            state_dict: of that class; its embedding head (last_linear, last_bn, logits) is left out.
+            num_classes, dropout: as above.
+
+        Raises:
+            ValueError: names a tensor that is missing or has another shape.
+        """
+        model = cls(num_classes, 1.0, dropout, block8=True)
+        model.load_features(state_dict)
+        return model
+
+    def load_features(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Takes all weights but those of the last layer from a state_dict by name; others in it are left out.
+
+        Raises:
+            ValueError: names a tensor that is missing or has another shape.
+        """
+        own = self.state_dict()
+        for name, tensor in own.items():
+            if name.startswith("logits.") or (name.endswith("num_batches_tracked") and name not in state_dict):
+                continue
+            if name not in state_dict:
+                raise ValueError(f"{name} is missing")
+            if state_dict[name].shape != tensor.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(state_dict[name].shape)}; the network takes {tuple(tensor.shape)}"
+                )
+            own[name] = state_dict[name]
+        self.load_state_dict(own)
 
     def reset_parameters(self) -> None:
         """He initialisation (He et al. 2015, section 2.2); biases 0, batch norm the identity.
@@ -274,10 +313,11 @@ class InceptionResNetV1(nn.Module):
             logits: Tensor = self.logits(pooled)
         return logits
 
-    def parts(self) -> list[ConvNormRelu | Stage | Reduction]:
+    def parts(self) -> list[ConvNormRelu | Stage | Reduction | InceptionResidual]:
         """All that has convolutions, in its order."""
         stem = [self.conv2d_1a, self.conv2d_2a, self.conv2d_2b, self.conv2d_3b, self.conv2d_4a, self.conv2d_4b]
-        return [*stem, self.repeat_1, self.mixed_6a, self.repeat_2, self.mixed_7a, self.repeat_3]
+        end = [] if self.block8 is None else [self.block8]
+        return [*stem, self.repeat_1, self.mixed_6a, self.repeat_2, self.mixed_7a, self.repeat_3, *end]
 
     def _counters(self) -> list[Tensor]:
         norms = (module for module in self.modules() if isinstance(module, nn.BatchNorm2d))

@@ -74,7 +74,8 @@ class Arguments:
     compile: Compile | None = None
     """torch.compile; auto: on CUDA only."""
     init: Path | None = None
-    """Checkpoint to take weights from; a head for other labels starts anew."""
+    """Weights to start from: a checkpoint of ours, or facenet-pytorch's, .pt or .safetensors; a head for other labels
+    starts anew."""
     val_fraction: float | None = None
     """Share of the training pictures that is split off where the data set has no validation split."""
     allow_bad: bool = False
@@ -106,6 +107,7 @@ def train(arguments: Arguments) -> int:
     from engine.evaluate import Stopped
     from engine.progress import say
     from engine.trainer import Trainer
+    from engine.weights import has_block8, load_weights, read_weights
     from pipelines.check import BackgroundCheck
 
     run, config, resumed = _run_and_config(arguments)
@@ -114,6 +116,9 @@ def train(arguments: Arguments) -> int:
     placement = decide(config.device, config.amp, config.compile)
     for note in placement.notes:
         say(note)
+    weights = {} if config.init is None or resumed is not None else read_weights(Path(config.init))
+    if weights:
+        config = replace(config, block8=has_block8(weights))
     dataset = _dataset(config, None if resumed is None else run.rejected_files())
     config = _fitting_batch(config, dataset)
     if resumed is not None and resumed.get("fingerprint") != dataset.fingerprint():
@@ -130,9 +135,7 @@ def train(arguments: Arguments) -> int:
             trainer.restore()
         else:
             if config.init is not None:
-                from engine.weights import load_weights
-
-                say(load_weights(trainer.model, Path(config.init)))
+                say(load_weights(trainer.model, weights, Path(config.init)))
             run.create()  # only now: bad input so far leaves no folder behind
             _record(run, config, dataset)
         _describe(run, config, dataset, placement)

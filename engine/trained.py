@@ -61,7 +61,7 @@ def load_trained(folder: Path) -> Trained:
     except (TypeError, KeyError):
         raise InputError(f"{run.config}: holds values that are not a run's") from None
     state = load_checkpoint(run.best)
-    network = InceptionResNetV1(len(labels), config.width, config.dropout)
+    network = InceptionResNetV1(len(labels), config.width, config.dropout, config.block8)
     try:
         network.load_state_dict(state["model"])
         epoch = int(state["progress"]["epoch"])

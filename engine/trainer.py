@@ -81,7 +81,7 @@ class Trainer:
         self.steps = self.plan.steps()
         device = placement.device
         torch.manual_seed(config.seed)
-        self.model = InceptionResNetV1(len(dataset.labels), config.width, config.dropout)
+        self.model = InceptionResNetV1(len(dataset.labels), config.width, config.dropout, config.block8)
         weight = torch.from_numpy(positive_weights(self.plan.targets)) if config.class_weights else None
         odds = torch.from_numpy(label_odds(self.plan.targets))
         self.model.start_at(odds if weight is None else odds * weight)

@@ -1,10 +1,16 @@
 """The network is the published one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.plain import InceptionResidual as PlainBlock
+from bench.plain import PlainInceptionResNetV1
 from engine.model import InceptionResidual, InceptionResNetV1
+
+C_BRANCHES = [[(192, 1, 1, 0)], [(192, 1, 1, 0), (192, (1, 3), 1, (0, 1)), (192, (3, 1), 1, (1, 0))]]
 
 
 def test_stages_at_320() -> None:
@@ -82,14 +88,63 @@ def test_impossible_networks(labels: int, width: float) -> None:
         InceptionResNetV1(labels, width)
 
 
-def test_names_are_the_published_ones(photographs) -> None:  # type: ignore[no-untyped-def]
-    """All tensors of the published network but its sixth C block and its head are ours by name and shape."""
-    table = (photographs.parent / "reference" / "facenet_inception_resnet_v1_state_dict.tsv").read_text()
-    published = dict(line.split("\t") for line in table.splitlines()[1:])
+PUBLISHED = Path(__file__).parents[3] / "shared" / "reference" / "facenet_inception_resnet_v1_state_dict.tsv"
+
+
+@pytest.fixture
+def published() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of facenet-pytorch's InceptionResnetV1."""
+    if not PUBLISHED.is_file():
+        pytest.skip(f"the table of published names is needed and {PUBLISHED} is missing")
+    rows = (line.split("\t") for line in PUBLISHED.read_text().splitlines()[1:])
+    return {name: tuple(map(int, filter(None, shape.split("x")))) for name, shape in rows}
+
+
+def test_names_are_the_published_ones(published: dict[str, tuple[int, ...]]) -> None:
+    """All tensors of the published network but its embedding head are ours by name and shape."""
     ours = {
-        name: "x".join(map(str, tensor.shape))
-        for name, tensor in InceptionResNetV1(20).state_dict().items()
+        name: tuple(tensor.shape)
+        for name, tensor in InceptionResNetV1(20, block8=True).state_dict().items()
         if not name.startswith("logits")
     }
-    others = ("block8.", "last_linear.", "last_bn.", "logits.")
-    assert ours == {name: shape for name, shape in published.items() if not name.startswith(others)}
+    head = ("last_linear.", "last_bn.", "logits.")
+    assert ours == {name: shape for name, shape in published.items() if not name.startswith(head)}
+
+
+def test_from_the_published_network(published: dict[str, tuple[int, ...]]) -> None:
+    """Its weights are taken, its embedding head is left out, and the last block has no ReLU."""
+    torch.manual_seed(0)
+    state = {name: torch.rand(shape) * 0.02 for name, shape in published.items()}
+    state |= {"logits.weight": torch.rand(8631, 512), "logits.bias": torch.rand(8631)}
+    model = InceptionResNetV1.from_facenet(state, 7).eval()
+    assert model.logits.out_features == 7
+    plain = PlainInceptionResNetV1(7).eval()
+    plain.block8 = PlainBlock(1792, C_BRANCHES, 1.0).eval()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(plain.block8.branch1[2].conv.weight, state["block8.branch1.2.conv.weight"])
+    x = torch.randn(1, 3, 80, 80)
+    seen: list[Tensor] = []
+    plain.repeat_3.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    with torch.inference_mode():
+        found = model.forward_features(x)
+        plain(x)
+        (before,) = seen
+        branches = torch.cat([plain.block8.branch0(before), plain.block8.branch1(before)], 1)
+        expected = (before + plain.block8.conv2d(branches)).mean((2, 3))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ({"block8.conv2d.bias": None}, "block8.conv2d.bias is missing"),
+        ({"conv2d_1a.conv.weight": (8, 3, 3, 3)}, r"conv2d_1a.conv.weight has shape \(8, 3, 3, 3\)"),
+    ],
+)
+def test_from_another_network(
+    published: dict[str, tuple[int, ...]], spoilt: dict[str, tuple[int, ...] | None], message: str
+) -> None:
+    shapes = {**published, **spoilt}
+    state = {name: torch.zeros(shape) for name, shape in shapes.items() if shape is not None}
+    with pytest.raises(ValueError, match=message):
+        InceptionResNetV1.from_facenet(state, 7)
