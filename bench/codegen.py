@@ -36,6 +36,7 @@ _KINDS = (
     ("loss", ("bce", "scale_gradient", "log", "exp")),
     ("cast", ("foreach_copy", "convert_element_type")),
 )
+_NOTHING_MOVED = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty")
 KINDS = (*(kind for kind, _ in _KINDS), "other")
 
 
@@ -104,7 +105,37 @@ def generate(model: nn.Module, loss: Loss, batch: int, size: int, labels: int, a
     return Generated(found, sources)
 
 
-def _traced(model: nn.Module, loss: Loss, batch: int, size: int, labels: int) -> tuple[Any, list[Tensor], Any]:
+def eager(model: nn.Module, loss: Loss, batch: int, size: int, labels: int, arch: int = 90) -> list[Launch]:
+    """The same step without a compiler: a launch for each operation that is no view; its inputs and outputs are moved
+    once."""
+    with pretend.gpu(arch):
+        graph, _, _ = _traced(model, loss, batch, size, labels, decomposed=False)
+    launches = []
+    for node in graph.graph.nodes:
+        results = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
+        if node.op != "call_function" or not results or not hasattr(node.target, "_schema") or _is_view(node.target):
+            continue
+        given = [n.meta.get("val") for n in node.all_input_nodes]
+        moved = [t for t in pytree.tree_leaves(given) if isinstance(t, Tensor)] + results
+        name = str(node.target)
+        launches.append(Launch(kind_of([name]), sum(t.numel() * t.itemsize for t in moved), True, name))
+    return launches
+
+
+def _is_view(operator: Any) -> bool:
+    """Whether the operator returns memory that is there already, or only takes some."""
+    aliases = any(a.alias_info is not None and not a.alias_info.is_write for a in operator._schema.returns)
+    return aliases or operator._schema.name in (
+        "aten::empty",
+        "aten::empty_like",
+        "aten::detach",
+        "aten::empty_strided",
+    )
+
+
+def _traced(
+    model: nn.Module, loss: Loss, batch: int, size: int, labels: int, decomposed: bool = True
+) -> tuple[Any, list[Tensor], Any]:
     from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -126,7 +157,8 @@ def _traced(model: nn.Module, loss: Loss, batch: int, size: int, labels: int) ->
         buffers = {name: blank(b) for name, b in model.named_buffers()}
         x = torch.empty(batch, 3, size, size).to(memory_format=torch.channels_last)
         given = (parameters, buffers, x, torch.empty(batch, labels))
-        graph = make_fx(step, decomposition_table=select_decomp_table(), tracing_mode="fake")(*given)
+        table = select_decomp_table() if decomposed else {}
+        graph = make_fx(step, decomposition_table=table, tracing_mode="fake")(*given)
         graph.graph.eliminate_dead_code()
         graph.graph.set_codegen(torch.fx.graph.CodeGen())
         for node in graph.graph.nodes:

@@ -1,7 +1,8 @@
 """`python -m bench.traffic`: what a training step moves and launches on a GPU, modelled without one.
 
-Our network and the plain one (bench.plain) go through torch.compile's code generator for the GPU, bfloat16 autocast,
-channels-last, batch statistics; see bench.codegen. Both take torch's fused Adam, which reads weight, gradient and two
+Our network, the plain one (bench.plain) and those of facenet-pytorch and timm, where installed, go through
+torch.compile's code generator for the GPU, bfloat16 autocast, channels-last, batch statistics; see bench.codegen. The
+plain one is counted as eager torch runs it too. All take torch's fused Adam, which reads weight, gradient and two
 moments of each parameter and writes three of them. Modelled, not measured: a time is bytes over bandwidth.
 """
 
@@ -10,6 +11,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,13 +25,14 @@ from pipelines.errors import InputError
 ARCHITECTURES = (80, 90, 100)
 # Bytes a second between memory and chip, by the makers' data sheets.
 BANDWIDTH = {"A100 SXM 80 GB": 2.04e12, "H100 SXM": 3.35e12, "B200": 8.0e12}
+PLAIN = "plain, torch.compile"
 ADAM_BYTES, ADAM_TENSORS = 7 * 4, 36  # a parameter; parameters a launch, as torch packs four lists
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """Models a training step's traffic and launches on a GPU that need not be there, ours beside the plain network
-    under torch.compile; exit status 1 if a generated kernel of ours does not assemble.
+    and others; exit status 1 if a generated kernel of ours does not assemble.
 
     Attributes:
         batch: pictures.
@@ -48,21 +51,40 @@ class Arguments:
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
 
 
-def peers(given: Arguments) -> dict[str, tuple[Any, Any]]:
-    """Network and loss by name; ours first."""
-    from torch.nn.functional import binary_cross_entropy_with_logits
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A network in training, its loss, and whether torch.compile makes its launches."""
+
+    model: Any
+    loss: Any
+    compiled: bool = True
+
+
+def peers(given: Arguments) -> dict[str, Peer]:
+    """By name; ours first, then what it is held against."""
+    from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
     from bench.plain import PlainInceptionResNetV1
     from engine.model import InceptionResNetV1
     from kernels import sigmoid_bce
 
-    return {
-        "ours": (InceptionResNetV1(given.labels, given.width, dropout=0.0).train(), sigmoid_bce),
-        "plain, torch.compile": (
-            PlainInceptionResNetV1(given.labels, given.width).train(),
-            binary_cross_entropy_with_logits,
-        ),
+    plain = PlainInceptionResNetV1(given.labels, given.width).train()
+    found = {
+        "ours": Peer(InceptionResNetV1(given.labels, given.width, dropout=0.0).train(), sigmoid_bce),
+        PLAIN: Peer(plain, bce),
+        "plain, eager": Peer(plain, bce, compiled=False),
     }
+    if given.width == 1 and find_spec("facenet_pytorch"):
+        from facenet_pytorch import InceptionResnetV1
+
+        network = InceptionResnetV1(classify=True, num_classes=given.labels, dropout_prob=0.0)
+        found["facenet-pytorch, torch.compile"] = Peer(network.train(), bce)
+    if given.width == 1 and find_spec("timm"):
+        import timm
+
+        network = timm.create_model("inception_resnet_v2", num_classes=given.labels)
+        found["timm inception_resnet_v2, torch.compile"] = Peer(network.train(), bce)
+    return found
 
 
 def summary(launches: Sequence[Any], parameters: Sequence[int]) -> dict[str, Any]:
@@ -122,7 +144,7 @@ def show(results: dict[str, dict[str, Any]], given: Arguments) -> Table:
     table.add_column("")
     for name in results:
         table.add_column(name, justify="right")
-    first, last = (list(results.values())[i] for i in (0, -1))
+    first, last = results["ours"], results[PLAIN]
     for key in ("kernels", "library_calls", "launches"):
         table.add_row(key.replace("_", " "), *(f"{r[key]:,}" for r in results.values()))
     for kind in first["bytes_by_kind"]:
@@ -132,7 +154,8 @@ def show(results: dict[str, dict[str, Any]], given: Arguments) -> Table:
         cells = (f"{r['bytes'] / bandwidth * 1e3:.1f}" for r in results.values())
         table.add_row(f"ms on {name}, modelled", *cells)
     for what, key in (("bytes", "bytes"), ("kernels", "kernels"), ("launches", "launches")):
-        table.add_row(f"{what}, ours / plain", f"{first[key] / last[key]:.2f}", "")
+        ratio = f"{first[key] / last[key]:.2f}"
+        table.add_row(f"{what}, ours / plain under torch.compile", ratio, *[""] * (len(results) - 1))
     return table
 
 
@@ -143,14 +166,18 @@ def main() -> int:
         raise InputError(f"--arch takes {', '.join(map(str, ARCHITECTURES))}")
     if given.batch < 2 or given.size < 75 or not given.width > 0 or given.labels < 1:
         raise InputError("--batch takes 2 or more, --size 75 or more, --width and --labels more than 0")
-    from bench.codegen import assemble, generate
+    from bench.codegen import assemble, eager, generate
 
     results, sources = {}, {}
-    for name, (model, loss) in peers(given).items():
-        step = generate(model, loss, given.batch, given.size, given.labels, given.arch[0])
-        results[name] = summary(step.launches, [p.numel() for p in model.parameters()])
-        sources[name] = step.sources
-    Console(width=None if sys.stdout.isatty() else 100).print(show(results, given))
+    for name, peer in peers(given).items():
+        what = (peer.model, peer.loss, given.batch, given.size, given.labels, given.arch[0])
+        if peer.compiled:
+            step = generate(*what)
+            launches, sources[name] = step.launches, step.sources
+        else:
+            launches = eager(*what)
+        results[name] = summary(launches, [p.numel() for p in peer.model.parameters()])
+    Console(width=None if sys.stdout.isatty() else 160).print(show(results, given))
     least, parts = floor(given.batch, given.size, given.width, given.labels)
     print(f"floor of the plain network's own passes: {least / 1e9:.2f} GB ({'; '.join(parts)})")
     failed: dict[int, dict[str, str]] = {}

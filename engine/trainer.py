@@ -15,6 +15,7 @@ from engine.average import WeightAverage
 from engine.config import Config
 from engine.device import Placement
 from engine.evaluate import Stopped, figures, mean_loss, predict
+from engine.memory import keep_freed_memory
 from engine.metrics import scores
 from engine.model import InceptionResNetV1
 from engine.progress import Advance, bar, say
@@ -80,6 +81,8 @@ class Trainer:
         )
         self.steps = self.plan.steps()
         device = placement.device
+        if device.type == "cpu":
+            keep_freed_memory()
         torch.manual_seed(config.seed)
         self.model = InceptionResNetV1(len(dataset.labels), config.width, config.dropout, config.block8)
         weight = torch.from_numpy(positive_weights(self.plan.targets)) if config.class_weights else None
