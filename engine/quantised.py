@@ -9,7 +9,8 @@ Inference", arXiv:1712.05877.
 
 import logging
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,7 @@ def quantised(model: onnx.ModelProto, pictures: NDArray[np.uint8], kept: Collect
     given.CopyFrom(model)  # the quantiser moves its constants elsewhere
     pixels = next(node.input[0] for node in model.graph.node if node.op_type == "Conv")
     exact = {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
-    logging.getLogger().setLevel(logging.ERROR)  # it warns that the model is not preprocessed; ours needs none
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _no_warnings():
         path = Path(folder) / "int8.onnx"
         quantize_static(
             given,
@@ -65,6 +65,17 @@ def quantised(model: onnx.ModelProto, pictures: NDArray[np.uint8], kept: Collect
     _take_bytes(made)
     _prefer_tiles(made)
     return made
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """The quantiser warns that the model is not preprocessed; ours needs none."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _take_bytes(model: onnx.ModelProto) -> None:
