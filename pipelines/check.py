@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from pipelines.cache import cache_dir, replace_file
-from pipelines.shards import location, read, size_and_time
+from pipelines.shards import location, read, read_or_none, size_and_time
 
 BATCH = 16  # decoded pictures that are in memory together
 FOREGROUND = 2000  # files that are decoded before training begins
@@ -170,7 +170,7 @@ def _decoder(batches: Sequence[list[str]]) -> Callable[[], object]:
         if batch >= len(batches):
             raise StopIteration
         if packed:
-            return [np.frombuffer(read(path), np.uint8) for path in batches[batch]]
+            return [read_or_none(path) for path in batches[batch]]
         return [np.frombuffer(os.fsencode(path), np.uint8) for path in batches[batch]]
 
     cores = len(os.sched_getaffinity(0))

@@ -18,7 +18,7 @@ from pipelines.draws import Draws, draw
 from pipelines.errors import InputError
 from pipelines.memory import PictureMemory
 from pipelines.sampling import Sampling, epoch_rows, rank_slice
-from pipelines.shards import location, read
+from pipelines.shards import location, read_or_none
 
 log = logging.getLogger("manylabel")
 
@@ -141,11 +141,7 @@ class PictureStream:
         path = f"{self.root}/{self.files[row]}"
         if not self._packed():
             return np.frombuffer(os.fsencode(path), np.uint8)
-        try:
-            content = read(path)
-        except OSError:
-            content = b""
-        return np.frombuffer(content or b"gone", np.uint8)  # which does not decode, and so is told
+        return read_or_none(path)
 
     def _packed(self) -> bool:
         return len(self.files) > 0 and location(self.files[0]) is not None

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipelines.errors import InputError
 
 VERSION = "v1.2"
@@ -43,6 +46,15 @@ def read(path: str) -> bytes:
     shard, start, size = found
     with open(shard, "rb", buffering=0) as file:
         return os.pread(file.fileno(), size, start)
+
+
+def read_or_none(path: str) -> NDArray[np.uint8]:
+    """The bytes of a picture; of one that cannot be read, some that do not decode, so that it is told as bad."""
+    try:
+        content = read(path)
+    except OSError:
+        content = b""
+    return np.frombuffer(content or b"gone", np.uint8)
 
 
 def size_and_time(path: str) -> tuple[int, int]:

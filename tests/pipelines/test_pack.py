@@ -119,6 +119,16 @@ def test_a_picture_in_a_shard_that_goes_bad(packed: tuple[Dataset, Path]) -> Non
     assert name == "train-000000.tar/00000003.jpg"
 
 
+def test_a_shard_that_goes_away_is_told(packed: tuple[Dataset, Path]) -> None:
+    _, to = packed
+    after = read_dataset(to)
+    (to / "train-000000.tar").unlink()
+    stream = evaluation_stream(to, after.files, np.array([0, 1, 20, 21]), 4, SPEC)
+    rows = next(iter(stream.batches())).rows
+    assert rows.tolist() == [-1, -1, 20, 21]
+    assert set(stream.bad.values()) == {"no such file"}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
