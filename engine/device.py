@@ -1,5 +1,6 @@
 """The device, decided once: everything below takes what is decided here."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,8 @@ from engine.config import Compile, Device
 from kernels.bfloat16 import cpu_has_bfloat16
 from pipelines.augment import PictureSpec, Pixel
 from pipelines.errors import InputError
+
+MOST_THREADS = 16  # of a pipeline whose pictures a GPU decodes and draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,9 @@ class Placement:
     def spec(self, size: int) -> PictureSpec:
         """What the pipeline shall hand over."""
         placement: Literal["cpu", "gpu"] = "gpu" if self.device.type == "cuda" else "cpu"
-        threads = 4 if placement == "gpu" else max(1, torch.get_num_threads())
+        threads = max(1, torch.get_num_threads())  # on the CPU, as many as training itself takes
+        if placement == "gpu":
+            threads = max(2, min(MOST_THREADS, len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())))
         dtype: Pixel = "float32"
         if self.amp is not None:
             dtype = "bfloat16" if self.amp == torch.bfloat16 else "float16"

@@ -39,13 +39,19 @@ class PictureSpec:
 
 
 def decode(path: Any, placement: Placement) -> Any:
-    """Paths (uint8 text) to RGB pictures [H, W, 3], turned as their EXIF data says; alpha is dropped.
+    """Paths (uint8 text) to RGB pictures [H, W, 3]; see `decode_bytes`."""
+    from nvidia.dali import fn
+
+    return decode_bytes(fn.io.file.read(path), placement)
+
+
+def decode_bytes(encoded: Any, placement: Placement) -> Any:
+    """Files' contents to RGB pictures [H, W, 3], turned as their EXIF data says; alpha is dropped.
 
     A picture of more than LARGEST pixels by its header is an error like a damaged one, before memory is taken for it.
     """
     from nvidia.dali import fn, types
 
-    encoded = fn.io.file.read(path)
     shape = fn.cast(fn.peek_image_shape(encoded), dtype=types.INT64)
     fits = fn.cast(shape[0] * shape[1] <= LARGEST, dtype=types.INT32)
     encoded = fn.slice(encoded, end=fn.cast(encoded.shape()[0], dtype=types.INT32) * fits, axes=[0])
@@ -183,7 +189,9 @@ def normalise(image: Any) -> Any:
     )
 
 
-def picture_graph(path: Any, numbers: tuple[Any, Any] | None, spec: PictureSpec, kept: Any = None) -> tuple[Any, Any]:
+def picture_graph(
+    path: Any, numbers: tuple[Any, Any] | None, spec: PictureSpec, kept: Any = None, packed: bool = False
+) -> tuple[Any, Any]:
     """Paths to pictures [size, size, 3], and the pictures that `memory` may keep for the next time.
 
     On the CPU they are normalised; for a GPU they are uint8, which `loader` hands to `kernels.normalize`: one launch
@@ -194,17 +202,18 @@ def picture_graph(path: Any, numbers: tuple[Any, Any] | None, spec: PictureSpec,
         numbers: DALI nodes of matrix and colour of `draws.Draws`; None: no augmentation.
         spec: size, placement and type.
         kept: DALI nodes of whether a picture is there already, and of the picture; the path is then not read.
+        packed: `path` holds files' contents instead.
     """
     compiled = spec.placement == "cpu" and fused_available()
     if kept is None:
-        still = _prepared(path, numbers is not None, spec, False)
+        still = _prepared(path, numbers is not None, spec, False, packed)
     else:
         there, picture = kept
         # Each picture of a batch goes its own way: a branch of DALI's, which it makes of statements only.
         if there:  # noqa: SIM108
             still = picture
         else:
-            still = _prepared(path, numbers is not None, spec, compiled)
+            still = _prepared(path, numbers is not None, spec, compiled, packed)
     if numbers is None:
         image = still
     elif compiled:
@@ -214,9 +223,9 @@ def picture_graph(path: Any, numbers: tuple[Any, Any] | None, spec: PictureSpec,
     return image if spec.placement == "gpu" else normalise(image), still
 
 
-def _prepared(path: Any, augmented: bool, spec: PictureSpec, shrunk: bool) -> Any:
+def _prepared(path: Any, augmented: bool, spec: PictureSpec, shrunk: bool, packed: bool) -> Any:
     """Pictures before anything is drawn: whole where something will be, or shrunk, or else letterboxed."""
-    image = decode(path, spec.placement)
+    image = decode_bytes(path, spec.placement) if packed else decode(path, spec.placement)
     if not augmented:
         return letterbox(image, spec.size)
     return fit(image, spec.size) if shrunk else image

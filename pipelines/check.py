@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from pipelines.cache import cache_dir, replace_file
+from pipelines.shards import location, read, read_or_none, size_and_time
 
 BATCH = 16  # decoded pictures that are in memory together
 FOREGROUND = 2000  # files that are decoded before training begins
@@ -33,12 +35,12 @@ def undecodable(
     nothing is known of, FOREGROUND are decoded now, and all of them if more than TOLERATED of these are bad;
     `BackgroundCheck` looks at the rest while training runs.
     """
-    stats = [os.stat(f"{root}/{file}") for file in files]
+    stats = [size_and_time(f"{root}/{file}") for file in files]
     seen = pl.DataFrame(
         {
             "file": list(files),
-            "size": np.fromiter((s.st_size for s in stats), np.int64, len(stats)),
-            "changed": np.fromiter((s.st_mtime_ns for s in stats), np.int64, len(stats)),
+            "size": np.fromiter((size for size, _ in stats), np.int64, len(stats)),
+            "changed": np.fromiter((changed for _, changed in stats), np.int64, len(stats)),
         },
         schema={name: kind for name, kind in SCHEMA.items() if name != "reason"},
     )
@@ -46,8 +48,8 @@ def undecodable(
     known = seen.join(_remembered(memory), on=["file", "size", "changed"], how="left", maintain_order="left")
     if known["reason"].null_count():
         reasons: list[str | None] = known["reason"].to_list()
-        for row, status in enumerate(stats):
-            if not status.st_size:
+        for row, (size, _) in enumerate(stats):
+            if not size:
                 reasons[row] = "empty file"
         unknown = [row for row, reason in enumerate(reasons) if reason is None]
         sample = unknown[:: max(1, -(-len(unknown) // FOREGROUND))]
@@ -160,18 +162,23 @@ def _decoder(batches: Sequence[list[str]]) -> Callable[[], object]:
     """A function that decodes the next batch each time and raises RuntimeError where a picture does not decode."""
     from nvidia.dali import Pipeline, fn, types
 
-    from pipelines.augment import decode
+    from pipelines.augment import decode, decode_bytes
+
+    packed = any(batches) and location(batches[0][0]) is not None
 
     def paths(batch: int) -> list[np.ndarray]:
         if batch >= len(batches):
             raise StopIteration
+        if packed:
+            return [read_or_none(path) for path in batches[batch]]
         return [np.frombuffer(os.fsencode(path), np.uint8) for path in batches[batch]]
 
     cores = len(os.sched_getaffinity(0))
     pipeline = Pipeline(batch_size=BATCH, num_threads=cores, device_id=None, prefetch_queue_depth=1)
     with pipeline:
         path = fn.external_source(paths, batch=True, dtype=types.UINT8, ndim=1)
-        pipeline.set_outputs(decode(path, "cpu").shape())
+        image = decode_bytes(path, "cpu") if packed else decode(path, "cpu")
+        pipeline.set_outputs(image.shape())
     run: Callable[[], object] = pipeline.run
     return run
 
@@ -190,9 +197,12 @@ def _reason(path: str) -> str:
     from pipelines.augment import LARGEST
 
     try:
-        if os.path.getsize(path) == 0:
+        content = read(path)
+        if not content:
             return "empty file"
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:  # Pillow warns of large ones itself
+        with warnings.catch_warnings(action="ignore"):  # Pillow warns of large ones itself
+            image = Image.open(io.BytesIO(content))
+        with image:
             form = image.format
             if image.width * image.height > LARGEST:
                 return f"too large ({image.width} × {image.height}; at most {LARGEST // 10**6} million pixels)"

@@ -37,7 +37,7 @@ def _dataset(root: Path, loaded: list[tuple[str, Path, dict[str, Any]]]) -> Data
         for image in content["images"]:
             file = folders.find(str(image["file_name"]))
             if file is None:
-                rejected.append(Rejected(str(image["file_name"]), "no such picture"))
+                rejected.append(Rejected(str(image["file_name"]), folders.why_not(str(image["file_name"]))))
                 row_of[image["id"]] = -1
             else:
                 row_of[image["id"]] = len(files)

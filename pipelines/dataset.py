@@ -12,8 +12,9 @@ from natsort import natsorted
 from numpy.typing import NDArray
 
 from pipelines.errors import InputError
+from pipelines.shards import size_and_time
 
-Layout = Literal["auto", "table", "coco", "voc"]
+Layout = Literal["auto", "table", "coco", "voc", "webdataset"]
 
 SPLITS = ("train", "val", "test")
 
@@ -32,9 +33,9 @@ class Dataset:
 
     Attributes:
         root: folder that the file names start from.
-        layout: "table", "coco" or "voc".
+        layout: "table", "coco", "voc" or "webdataset".
         labels: label names; their order is the order of the network's outputs.
-        files: a path a row, relative to root.
+        files: a path a row, relative to root; in a shard, as `shards` has it.
         targets: bool [rows, labels], True where the picture has the label.
         splits: row numbers (int64) of "train", and of "val" and "test" where there are any.
         rejected: rows that the reader or the check left out.
@@ -73,7 +74,7 @@ class Dataset:
             digest.update(text.encode("utf-8", "surrogateescape"))
             digest.update(b"\0")
         root = os.fspath(self.root)
-        sizes = np.fromiter((os.stat(f"{root}/{file}").st_size for file in self.files), np.int64, len(self.files))
+        sizes = np.fromiter((size_and_time(f"{root}/{file}")[0] for file in self.files), np.int64, len(self.files))
         digest.update(sizes.tobytes())
         digest.update(np.packbits(self.targets).tobytes())
         for name in sorted(self.splits):

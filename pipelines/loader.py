@@ -18,6 +18,7 @@ from pipelines.draws import Draws, draw
 from pipelines.errors import InputError
 from pipelines.memory import PictureMemory
 from pipelines.sampling import Sampling, epoch_rows, rank_slice
+from pipelines.shards import location, read_or_none
 
 log = logging.getLogger("manylabel")
 
@@ -100,7 +101,7 @@ class PictureStream:
             if request is None:
                 raise StopIteration
             shown, rows = self._good(request.rows)
-            given: tuple[Any, ...] = ([self._path(row) for row in shown], rows[:, None])
+            given: tuple[Any, ...] = ([self._encoded(row) for row in shown], rows[:, None])
             if request.draws is not None:
                 given += (request.draws.matrix, request.draws.colour)
             if self.memory is not None:
@@ -121,7 +122,7 @@ class PictureStream:
             prefetch_queue_depth=PREFETCH,
             enable_conditionals=True,
         )
-        pipeline = define(_graph)(source, inputs, augmented, self.spec)
+        pipeline = define(_graph)(source, inputs, augmented, self.spec, self._packed())
         pipeline.build()
         run: Callable[[], Any] = pipeline.run
         return run
@@ -135,8 +136,15 @@ class PictureStream:
             if row not in memory.pictures:
                 memory.keep(row, np.asarray(decoded.at(place)))
 
-    def _path(self, row: int) -> NDArray[np.uint8]:
-        return np.frombuffer(os.fsencode(f"{self.root}/{self.files[row]}"), np.uint8)
+    def _encoded(self, row: int) -> NDArray[np.uint8]:
+        """The path of a file, or the content of one in a shard."""
+        path = f"{self.root}/{self.files[row]}"
+        if not self._packed():
+            return np.frombuffer(os.fsencode(path), np.uint8)
+        return read_or_none(path)
+
+    def _packed(self) -> bool:
+        return len(self.files) > 0 and location(self.files[0]) is not None
 
     def _good(self, rows: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
         """Rows to show, bad pictures replaced by the next good one of the batch, padding by any; and rows to report."""
@@ -175,14 +183,16 @@ class PictureStream:
         self.bad.update(found)
 
 
-def _graph(source: Callable[[int], Any], inputs: dict[str, Any], augmented: bool, spec: PictureSpec) -> Any:
+def _graph(
+    source: Callable[[int], Any], inputs: dict[str, Any], augmented: bool, spec: PictureSpec, packed: bool
+) -> Any:
     """The picture graph on what a source of batches gives: images and rows, and pictures to remember where wanted."""
     from nvidia.dali import fn
 
     path, row, *rest = fn.external_source(source, num_outputs=len(inputs["ndim"]), batch=True, **inputs)
     numbers = (rest[0], rest[1]) if augmented else None
     kept = (rest[-2], rest[-1]) if len(rest) > 2 * augmented else None
-    image, still = picture_graph(path, numbers, spec, kept)
+    image, still = picture_graph(path, numbers, spec, kept, packed)
     return (image, row) if kept is None else (image, row, still)
 
 

@@ -34,7 +34,7 @@ def read_voc(root: Path) -> Dataset:
             file = folders.find(identifier)
             annotation = root / "Annotations" / f"{identifier}.xml"
             if file is None:
-                rejected.append(Rejected(identifier, "no such picture"))
+                rejected.append(Rejected(identifier, folders.why_not(identifier)))
             elif not annotation.is_file():
                 rejected.append(Rejected(identifier, "no annotation"))
             else:

@@ -1,0 +1,177 @@
+"""Shards hold the data set that went in, are read by DALI's own reader too, and give the same batches."""
+
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nvidia.dali import Pipeline, fn
+
+from pipelines.augment import PictureSpec
+from pipelines.dataset import Dataset
+from pipelines.errors import InputError
+from pipelines.loader import TrainingPlan, evaluation_stream, training_stream
+from pipelines.pack import Arguments, pack
+from pipelines.read import read_dataset, read_layout
+from pipelines.shards import members
+
+Make = Callable[..., Path]
+SPEC = PictureSpec(size=48)
+
+
+@pytest.fixture
+def packed(table: Make, tmp_path: Path) -> tuple[Dataset, Path]:
+    """A data set with a validation split, and the folder of its shards."""
+    rows = "".join(f"{i}.jpg,{'cat' if i % 2 else 'dog'}\n" for i in range(20))
+    root = table("image,labels\n" + rows, val="image,labels\n20.jpg,cat\n21.jpg,\n")
+    return pack(Arguments(data=root, shards=tmp_path / "shards")), tmp_path / "shards"
+
+
+def test_what_went_in_comes_out(packed: tuple[Dataset, Path]) -> None:
+    before, to = packed
+    after = read_dataset(to)
+    assert (after.layout, after.labels) == ("webdataset", before.labels)
+    assert np.array_equal(after.targets, before.targets)
+    assert {name: rows.tolist() for name, rows in after.splits.items()} == {
+        "train": list(range(20)),
+        "val": [20, 21],
+    }
+    assert not after.rejected
+
+
+def test_batches_are_those_of_the_files(packed: tuple[Dataset, Path]) -> None:
+    before, to = packed
+    after = read_dataset(to)
+    plan = TrainingPlan(before.splits["train"], before.targets[:20], "oversample", 12, 0, 4, SPEC.size, True)
+    streams = [training_stream(d.root, d.files, plan, SPEC).batches(3) for d in (before, after)]
+    for _ in range(6):
+        a, b = (next(stream) for stream in streams)
+        assert torch.equal(a.rows, b.rows)
+        assert torch.equal(a.images, b.images)
+
+
+def test_dali_s_own_reader_reads_them(packed: tuple[Dataset, Path]) -> None:
+    before, to = packed
+    with Pipeline(batch_size=20, num_threads=1, device_id=None) as pipeline:
+        paths = {"paths": [str(to / "train-000000.tar")], "index_paths": [str(to / "train-000000.idx")]}
+        picture, note = fn.readers.webdataset(**paths, ext=["jpg", "json"])
+        pipeline.set_outputs(picture, note)
+    pictures, notes = pipeline.run()
+    for i in range(20):
+        content = json.loads(bytes(np.array(notes.at(i))))
+        assert bytes(np.array(pictures.at(i))) == (before.root / content["file"]).read_bytes()
+        assert content["labels"] == ["cat" if i % 2 else "dog"]
+
+
+def test_an_index_says_what_going_through_says(packed: tuple[Dataset, Path]) -> None:
+    _, to = packed
+    with_index = members(to / "train-000000.tar")
+    (to / "train-000000.idx").unlink()
+    assert members(to / "train-000000.tar") == with_index
+
+
+def test_packing_goes_on_where_it_was_stopped(table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, to = table(), tmp_path / "shards"
+    monkeypatch.setattr(
+        "pipelines.pack._shards", lambda *_: [(f"train-{n:06d}", [2 * n, 2 * n + 1]) for n in range(12)]
+    )
+
+    def stop(done: int, _total: int) -> None:
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(Arguments(data=root, shards=to), stop)
+    first = {path.name: path.stat().st_mtime_ns for path in to.glob("*.tar")}
+    assert len(first) == 5
+    (to / "train-000003.idx").unlink()  # its shard was written, its index not
+    pack(Arguments(data=root, shards=to))
+    assert len(read_dataset(to).files) == 24
+    again = {path.name: path.stat().st_mtime_ns for path in to.glob("*.tar")}
+    assert {name for name in first if again[name] == first[name]} == {f"train-{n:06d}.tar" for n in (0, 1, 2, 4)}
+    with pytest.raises(InputError, match="shards of another data set"):
+        pack(Arguments(data=root, shards=to, shard_size=1))
+
+
+def test_shards_are_filled_up_to_their_size(table: Make, tmp_path: Path) -> None:
+    root = table(pictures=24)
+    (root / "images" / "5.jpg").write_bytes(bytes(1_200_000))  # larger than a shard on its own
+    pack(Arguments(data=root, shards=tmp_path / "shards", shard_size=1))
+    sizes = [len(members(path)) for path in sorted((tmp_path / "shards").glob("*.tar"))]
+    assert sizes == [5, 1, 18]
+
+
+def test_a_picture_in_a_shard_that_goes_bad(packed: tuple[Dataset, Path]) -> None:
+    _, to = packed
+    after = read_dataset(to)
+    name, _, location = after.files[3].partition("@")
+    start = int(location.partition("+")[0])
+    with (to / "train-000000.tar").open("r+b") as file:
+        file.seek(start)
+        file.write(bytes(200))
+    stream = evaluation_stream(to, after.files, np.arange(20), 5, SPEC)
+    shown = torch.cat([batch.rows for batch in stream.batches()])
+    assert shown[shown >= 0].tolist() == [row for row in range(20) if row != 3]
+    assert name == "train-000000.tar/00000003.jpg"
+
+
+def test_a_shard_that_goes_away_is_told(packed: tuple[Dataset, Path]) -> None:
+    _, to = packed
+    after = read_dataset(to)
+    (to / "train-000000.tar").unlink()
+    stream = evaluation_stream(to, after.files, np.array([0, 1, 20, 21]), 4, SPEC)
+    rows = next(iter(stream.batches())).rows
+    assert rows.tolist() == [-1, -1, 20, 21]
+    assert set(stream.bad.values()) == {"no such file"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"a.jpg": b"x", "a.json": b"{}"}, "train-0.tar/a.json: not a sample's labels"),
+        ({"a.jpg": b"x", "a.json": b"[1"}, "not a sample's labels"),
+        (None, "not a usable tar file"),
+    ],
+    ids=["no labels", "no json", "no tar"],
+)
+def test_shards_that_are_none(tmp_path: Path, content: dict[str, bytes] | None, words: str) -> None:
+    path = tmp_path / "train-0.tar"
+    if content is None:
+        path.write_bytes(b"no tar file" * 100)
+    else:
+        with tarfile.open(path, "w") as tar:
+            for name, data in content.items():
+                (tmp_path / "file").write_bytes(data)
+                tar.add(tmp_path / "file", name)
+    with pytest.raises(InputError, match=words):
+        read_layout(tmp_path)
+
+
+def test_samples_without_a_picture_or_labels_are_named(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for name, data in {
+            "a.jpg": b"x",
+            "b.json": b'{"labels": []}',
+            "c.json": b'{"labels": ["x"]}',
+            "c.jpg": b"y",
+        }.items():
+            (tmp_path / "file").write_bytes(data)
+            tar.add(tmp_path / "file", name)
+    dataset = read_layout(tmp_path)
+    assert [(r.file, r.reason) for r in dataset.rejected] == [
+        ("train-0.tar/a", "no json in the sample"),
+        ("train-0.tar/b", "no picture in the sample"),
+    ]
+    assert dataset.labels == ("x",)
+
+
+def test_packing_shards_again(packed: tuple[Dataset, Path], tmp_path: Path) -> None:
+    """Any layout goes in, shards too."""
+    before, to = packed
+    again = pack(Arguments(data=to, shards=tmp_path / "again"))
+    assert np.array_equal(again.targets, before.targets)
+    assert replace(again, root=to).labels == before.labels
