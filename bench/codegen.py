@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 import triton
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -109,7 +110,7 @@ def eager(model: nn.Module, loss: Loss, batch: int, size: int, labels: int, arch
     """The same step without a compiler: a launch for each operation that is no view; its inputs and outputs are moved
     once."""
     with pretend.gpu(arch):
-        graph, _, _ = _traced(model, loss, batch, size, labels, decomposed=False)
+        graph, _ = _on_cpu(model, loss, batch, size, labels, FakeTensorMode(allow_non_fake_inputs=True), {})
     launches = []
     for node in graph.graph.nodes:
         results = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
@@ -133,13 +134,31 @@ def _is_view(operator: Any) -> bool:
     )
 
 
-def _traced(
-    model: nn.Module, loss: Loss, batch: int, size: int, labels: int, decomposed: bool = True
-) -> tuple[Any, list[Tensor], Any]:
+def _traced(model: nn.Module, loss: Loss, batch: int, size: int, labels: int) -> tuple[Any, list[Tensor], Any]:
+    """The step's graph on fake CUDA tensors, its inputs, and the mode that these belong to."""
     from torch._inductor.decomposition import select_decomp_table
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    graph, given = _on_cpu(model, loss, batch, size, labels, mode, select_decomp_table())
+    with mode:
+        graph.graph.eliminate_dead_code()
+        graph.graph.set_codegen(torch.fx.graph.CodeGen())
+        for node in graph.graph.nodes:
+            if node.kwargs.get("device") is not None:
+                node.update_kwarg("device", torch.device("cuda:0"))
+        graph.recompile()
+        inputs = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda") for t in given]
+        with torch.no_grad():
+            FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*inputs)
+    return graph, inputs, mode
+
+
+def _on_cpu(
+    model: nn.Module, loss: Loss, batch: int, size: int, labels: int, mode: FakeTensorMode, decompositions: Any
+) -> tuple[Any, list[Tensor]]:
+    """The step's graph on fake CPU tensors, and its inputs."""
+    from torch.fx.experimental.proxy_tensor import make_fx
 
     def blank(t: Tensor) -> Tensor:
         new = torch.empty(t.shape, dtype=t.dtype)
@@ -151,25 +170,13 @@ def _traced(
         value = loss(logits.float(), y)
         return value, *torch.autograd.grad(value, list(parameters.values()))
 
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         parameters = {name: blank(p).requires_grad_() for name, p in model.named_parameters()}
         buffers = {name: blank(b) for name, b in model.named_buffers()}
         x = torch.empty(batch, 3, size, size).to(memory_format=torch.channels_last)
         given = (parameters, buffers, x, torch.empty(batch, labels))
-        table = select_decomp_table() if decomposed else {}
-        graph = make_fx(step, decomposition_table=table, tracing_mode="fake")(*given)
-        graph.graph.eliminate_dead_code()
-        graph.graph.set_codegen(torch.fx.graph.CodeGen())
-        for node in graph.graph.nodes:
-            if node.kwargs.get("device") is not None:
-                node.update_kwarg("device", torch.device("cuda:0"))
-        graph.recompile()
-        flat = pytree.tree_leaves(given)
-        inputs = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda") for t in flat]
-        with torch.no_grad():
-            FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*inputs)
-    return graph, inputs, mode
+        graph = make_fx(step, decomposition_table=decompositions, tracing_mode="fake")(*given)
+    return graph, pytree.tree_leaves(given)
 
 
 def _of_node(node: Any) -> Iterator[Launch]:

@@ -244,6 +244,7 @@ class _Stage(torch.autograd.Function):
         plans: tuple[Plan, ...] = ctx.plans
         edges = list(accumulate((_saved_count(plan) for plan in plans), initial=0))
         saved = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)  # the kernels below do not look
         own: list[list[Tensor | None]] = []
         sums: Tensor | None = None
         for number in reversed(range(len(plans))):
@@ -272,7 +273,7 @@ def inception_stage(
     Args:
         plans: of each block. Only the last may be without a ReLU.
         training: whether the norms take the batch's statistics.
-        x: [N, C, H, W] channels-last, float32, float16 or bfloat16, on the CPU float64 too.
+        x: [N, C, H, W], channels-last or else copied, float32, float16 or bfloat16, on the CPU float64 too.
         tensors: of each block, `head` [ΣC_b, C, 1, 1], its branches' first convolutions side by side; `tail`
             [C, K, 1, 1]; its bias [C]; the other convolutions, branch after branch; then weights, biases, running means
             and running variances of the norms, first those of the branches' first convolutions, then as the others. All
@@ -281,5 +282,6 @@ def inception_stage(
     Returns:
         y as x, and in training the statistics [3, C] of every norm as kernels.batch_norm has them.
     """
+    x = x.contiguous(memory_format=torch.channels_last)  # the kernels below do not look
     y, *statistics = _Stage.apply(plans, training, x, *(t for own in tensors for t in own))
     return y, statistics

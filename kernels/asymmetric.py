@@ -180,7 +180,8 @@ def _forward_cpu(
         slope = p + gamma_neg * (q * minus_log_q).masked_fill_(q == 0, 0)
     else:
         r, not_r = (p - margin).clamp_min_(0), (q + margin).clamp_max_(1)
-        neg, minus_log_not_r = r**gamma_neg, -torch.log1p(-r)
+        # By the smaller of r and 1 - r: the other has lost its last digits.
+        neg, minus_log_not_r = r**gamma_neg, torch.where(r < 0.5, torch.log1p(r / not_r), -torch.log(not_r))
         slope = p * q * (1 / not_r + gamma_neg * (minus_log_not_r / r.clamp_min(torch.finfo(dtype).tiny)))
         slope.masked_fill_(r == 0, 0)
     kept = x.new_ones(len(x), 1, dtype=torch.bool) if sample_mask is None else sample_mask.bool()[:, None]
@@ -222,7 +223,7 @@ def asymmetric_loss(
         logits: [N, L] contiguous, float32, float16 or bfloat16, on the CPU float64 too.
         targets: [N, L] contiguous on the same device, bool, uint8 or any float dtype, in [0, 1].
         gamma_pos, gamma_neg: focusing exponents of positives and negatives, 0 or more.
-        margin: taken off the probability of negatives, in [0, 1).
+        margin: taken off the probability of negatives, in [0, 1].
         reduction: "mean" over all N·L, or over those of the samples that count, "sum", or "none". The paper's own
             code sums; its learning rates belong to the sum.
         sample_mask: [N] contiguous on the same device, bool or uint8: the samples that count; None counts all.

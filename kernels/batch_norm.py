@@ -233,6 +233,7 @@ def backward(
         x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
         if not x.numel():
             grad_xs.append(torch.empty_like(x))
+            grad_residual = empty_map(x) if with_residual else nothing
             continue
         g = torch.ops.aten.threshold_backward(g, y, 0) if relu else g
         if with_residual:

@@ -14,6 +14,7 @@ Bytes moved for n = N·L logits of b bytes and targets of t bytes: forward n·(b
 gradient is wanted and n·4 more for a loss that is not reduced; backward 2·n·b.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -398,6 +399,8 @@ def inner_reduction(reduction: str, sample_mask: Tensor | None) -> str:
 
 
 def masked_mean(total: Tensor, logits: Tensor, sample_mask: Tensor | None) -> Tensor:
-    """A sum over the samples that count as the mean over their logits; NaN where none counts."""
+    """A sum over the samples that count as the mean over their logits; NaN, with gradients of 0, where none counts."""
     assert sample_mask is not None
-    return total / (torch.count_nonzero(sample_mask) * logits.shape[1])
+    count = torch.count_nonzero(sample_mask) * logits.shape[1]
+    # The NaN is added, so that no gradient goes through it: a batch that is all padding moves no weight.
+    return total / count.clamp(min=1) + torch.where(count > 0, 0.0, math.nan).to(total.dtype)

@@ -190,10 +190,10 @@ def _product(
 def _forward_cpu(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: float, relu: bool, y: Tensor
 ) -> Tensor:
-    dtype = _product_dtype(x)
+    dtype, x = _product_dtype(x), _channels_last(x)
     if _compiled_passes(x):
         product = empty_map(x, dtype=dtype)
-        torch.mm(rows(branch).to(dtype), weight.to(dtype).t(), out=rows(product))
+        torch.mm(_dense(rows(branch).to(dtype)), weight.to(dtype).t(), out=rows(product))
         conv1x1_cpu.join(x, product, bias, scale, relu, y)
         return y
     joined = rows(y) if y.dtype == dtype else y.new_empty(rows(y).shape, dtype=dtype)
@@ -205,6 +205,13 @@ def _forward_cpu(
     if y.dtype != dtype:
         rows(y).copy_(joined)
     return y.relu_() if relu else y
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """Without gaps between rows or columns: oneDNN's products in bfloat16 read beside rows of an odd length, and a NaN
+    there comes through."""
+    whole = matrix.is_contiguous() or matrix.t().is_contiguous()
+    return matrix if whole else matrix.contiguous()
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
@@ -231,7 +238,8 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor, scale: float, keep: int) -> 
 def scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
     """scale · (a @ b), rounded once."""
     out = a.new_empty(a.shape[0], b.shape[1], dtype=_product_dtype(a))
-    _add_product(out, a.to(out.dtype), b.to(out.dtype), scale, keep=0)
+    a_dense, b_dense = (t if t.is_cuda else _dense(t.to(out.dtype)) for t in (a, b))
+    _add_product(out, a_dense, b_dense, scale, keep=0)
     return out.to(a.dtype)
 
 
@@ -245,7 +253,7 @@ def input_gradient(grad: Tensor, branch: Tensor, weight: Tensor, x: Tensor) -> t
     y, dtype = empty_map(grad), torch.promote_types(grad.dtype, torch.float32)
     if not takes_triton(grad):
         if _compiled_passes(grad):
-            product = torch.mm(rows(branch), weight, out=branch.new_empty(rows(grad).shape))
+            product = torch.mm(_dense(rows(branch)), weight, out=branch.new_empty(rows(grad).shape))
             return y, conv1x1_cpu.masked(_channels_last(grad), map_like(product, grad), x, y)
         summed = torch.addmm(rows(grad), rows(branch), weight)
         torch.ops.aten.threshold_backward.grad_input(map_like(summed, x), x, 0, grad_input=y)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.plain import PlainInceptionResNetV1
-from engine.model import InceptionResidual, InceptionResNetV1
+from engine.model import InceptionResidual, InceptionResNetV1, Stage
 
 
 def pair(dtype: torch.dtype, training: bool) -> tuple[nn.Module, nn.Module, Tensor]:
@@ -63,6 +63,28 @@ def test_weights_go_both_ways() -> None:
     plain, ours, _ = pair(torch.float32, True)
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
     plain.load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize("form", ["contiguous", "expanded", "slice"])
+@pytest.mark.parametrize("relu", [True, False])
+def test_any_layout(relu: bool, form: str) -> None:
+    """Of the map and of the gradient from upstream: the same results as in channels-last memory."""
+    torch.manual_seed(0)
+    branches = [[(8, 1, 1, 0)], [(8, 1, 1, 0), (8, (1, 3), 1, (0, 1))]]
+    blocks = Stage(InceptionResidual(16, branches, 0.3), InceptionResidual(16, branches, 0.3, relu))
+    x = torch.randn(2, 16, 3, 5)
+    upstream = {
+        "contiguous": torch.randn(2, 16, 3, 5),
+        "expanded": torch.randn(2, 16, 1, 1).expand(2, 16, 3, 5),
+        "slice": torch.randn(2, 20, 3, 5).to(memory_format=torch.channels_last)[:, 2:18],
+    }[form]
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = x.clone(memory_format=layout).requires_grad_()
+        y = blocks(given)
+        due = upstream if layout == torch.contiguous_format else upstream.contiguous(memory_format=layout)
+        results.append((y, *torch.autograd.grad(y, (given, *blocks.parameters()), due)))
+    torch.testing.assert_close(results[0], results[1])
 
 
 @pytest.mark.parametrize("relu", [True, False])

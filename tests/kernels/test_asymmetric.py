@@ -71,6 +71,18 @@ def test_any_shape_and_form(
     check(logits, torch.rand(shape), (*gammas, margin), "none", assert_close)
 
 
+@pytest.mark.parametrize("margin", [1e-8, 1e-6, 1e-3])
+def test_a_small_margin_far_from_zero(device: str, margin: float) -> None:
+    """1 - (p - margin) is below what float32 can tell from 0 there, and still has a logarithm."""
+    values = torch.tensor([[-30.0, 0.0, 8.0, 17.0, 30.0]], device=device)
+    p, q = torch.sigmoid(values.double()), torch.sigmoid(-values.double())
+    for target in (0.0, 1.0):
+        loss = asymmetric_loss(values, torch.full_like(values, target), 1.0, 2.0, margin, "none")
+        positive = q * -torch.log(p)
+        negative = (p - margin).clamp(min=0) ** 2 * -torch.log((q + margin).clamp(max=1))
+        torch.testing.assert_close(loss.double(), positive if target else negative, rtol=1e-5, atol=1e-12)
+
+
 def test_without_exponents_and_margin_it_is_the_cross_entropy(device: str) -> None:
     logits, targets = torch.randn(9, 7, device=device) * 20, torch.rand(9, 7, device=device)
     results = []

@@ -204,19 +204,26 @@ def test_nan_and_infinity(device: str, training: bool) -> None:
     torch.testing.assert_close(got, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("res", [True, False], ids=["residual", "plain"])
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3)], ids=str)
-def test_empty(device: str, shape: tuple[int, ...]) -> None:
+def test_empty(device: str, shape: tuple[int, ...], res: bool) -> None:
     """Nothing comes out, the statistics stay, the gradients of the vectors are 0."""
     x = torch.empty(shape, device=device).contiguous(memory_format=CHANNELS_LAST).requires_grad_()
     weight, bias = torch.ones(4, device=device, requires_grad=True), torch.zeros(4, device=device, requires_grad=True)
     mean, var = torch.full((4,), 2.0, device=device), torch.full((4,), 3.0, device=device)
-    y = batch_norm_relu(x, weight, bias, mean, var, True)
+    residual = x.detach().clone().requires_grad_() if res else None
+    y = batch_norm_relu(x, weight, bias, mean, var, True, residual=residual)
     assert y.shape == shape
     assert (mean == 2).all()
     assert (var == 3).all()
     grads = torch.autograd.grad(y.sum(), (x, weight, bias))
     assert [tuple(grad.shape) for grad in grads] == [shape, (4,), (4,)]
     assert not grads[1].any()
+    if residual is not None:
+        (grad,) = torch.autograd.grad(
+            batch_norm_relu(x, weight, bias, None, None, True, residual=residual).sum(), residual
+        )
+        assert grad.shape == shape
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])

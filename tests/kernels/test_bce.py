@@ -135,7 +135,11 @@ def test_samples_left_out_count_for_nothing(device: str, rows: int, kind: torch.
 def test_all_samples_left_out(device: str) -> None:
     logits = torch.randn(3, 4, device=device, requires_grad=True)
     mask = torch.zeros(3, dtype=torch.bool, device=device)
-    assert sigmoid_bce(logits, torch.rand(3, 4, device=device), sample_mask=mask).isnan()
+    for operation in (sigmoid_bce, asymmetric_loss):
+        loss = operation(logits, torch.rand(3, 4, device=device), sample_mask=mask)
+        assert loss.isnan()
+        (grad,) = torch.autograd.grad(loss, logits)
+        assert not grad.any()  # a batch of padding must not spoil the weights
     assert sigmoid_bce(logits, torch.rand(3, 4, device=device), reduction="sum", sample_mask=mask).item() == 0
 
 

@@ -187,6 +187,22 @@ def test_whatever_the_cpu_multiplies_in(
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_nothing_beside_a_slice_is_read(device: str, dtype: torch.dtype) -> None:
+    """Not even times 0: it may be NaN."""
+    inputs, upstream = tensors((2, 133, 67, 5, 7), dtype, device)
+    results = []
+    for sliced in (False, True):
+        given = list(inputs)
+        for i in (0, 1) if sliced else ():
+            wide = torch.nn.functional.pad(given[i].detach(), (0, 0, 0, 0, 5, 4), value=math.nan)
+            wide = wide.contiguous(memory_format=torch.channels_last)
+            given[i] = wide[:, 5:-4].requires_grad_()
+        y = conv1x1_residual_relu(*given, SCALE)
+        results.append((y, *torch.autograd.grad(y, given, upstream)))
+    torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("scale", [0.0, 0.5])
 def test_nan_and_infinity(device: str, dtype: torch.dtype, scale: float) -> None:
     """In every input; a scale of 0 hides none of them, and what is 0 before the ReLU has gradient 0."""

@@ -44,7 +44,8 @@ def formulas(
     """The result before the ReLU and the four gradients, by the mask of y."""
     x, branch, weight, bias = (t.detach() for t in inputs)
     x, branch, weight, bias = x.to(dtype), branch.to(dtype), weight.to(x.dtype).to(dtype), bias.to(dtype)
-    rows = branch.movedim(1, -1).flatten(0, -2)
+    # A copy: products in bfloat16 on the CPU may read what lies beside a slice.
+    rows = branch.movedim(1, -1).flatten(0, -2).contiguous()
     g = upstream.to(dtype) * (y > 0) if relu else upstream.to(dtype)
     g_rows = g.movedim(1, -1).flatten(0, -2)
 
