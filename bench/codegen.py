@@ -33,9 +33,9 @@ _KINDS = (
     ("norm", ("batch_norm", "var_mean", "rsqrt", "sub.", "foreach_lerp")),
     ("concatenation", ("cat.", "cat_default")),
     ("pool", ("max_pool", "mean.dim")),
-    ("join", ("add.", "relu", "residual")),
+    ("join", ("add.", "add_.", "mul.", "relu", "threshold", "residual")),
     ("loss", ("bce", "scale_gradient", "log", "exp")),
-    ("cast", ("foreach_copy", "convert_element_type")),
+    ("cast", ("foreach_copy", "_to_copy", "convert_element_type")),
 )
 _NOTHING_MOVED = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty")
 KINDS = (*(kind for kind, _ in _KINDS), "other")

@@ -1,7 +1,7 @@
 """What a training run is: presets, and the configuration that they and the command line make together."""
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipelines.dataset import Layout
 from pipelines.errors import InputError
@@ -12,6 +12,16 @@ Device = Literal["auto", "cpu", "cuda"]
 Compile = Literal["auto", "on", "off"]
 Schedule = Literal["constant", "one-cycle", "cosine"]
 
+# More is a slip of the hand, which would end far below in an error about memory.
+LARGEST = {
+    "image_size": 8192,
+    "width": 16,
+    "batch_size": 65_536,
+    "epochs": 1_000_000,
+    "lr": 1000,
+    "seed": 2**32 - 1,
+    "oversample_target": 10_000_000,
+}
 SMALLEST_IMAGE = 75  # the network's last reduction has no pixel left below
 
 
@@ -52,6 +62,10 @@ class Config:
     picture_memory: float | None = None
 
     def __post_init__(self) -> None:
+        for name, high in LARGEST.items():
+            value = getattr(self, name)
+            if value is not None and not value <= high:
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be {high:,} or less")
         for name in ("epochs", "batch_size", "lr", "width", "checkpoint_steps", "accumulate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
@@ -77,12 +91,27 @@ class Config:
     @classmethod
     def load(cls, values: dict[str, Any]) -> "Config":
         """From the mapping that config.json holds."""
-        names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in names})
+        kinds = get_type_hints(cls)
+        given = {name: value for name, value in values.items() if name in kinds}
+        for name, value in given.items():
+            if not _fits(value, kinds[name]):
+                raise InputError(f"config.json: {name} is {value!r}")
+        return cls(**given)
 
     def values(self) -> dict[str, Any]:
         """As plain data, for config.json."""
         return asdict(self)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a field's type."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_args(kind):
+        return any(_fits(value, one) for one in get_args(kind))
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 PRESETS: dict[Preset, dict[str, Any]] = {

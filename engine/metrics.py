@@ -21,12 +21,18 @@ class Scores:
 
 def scores(probabilities: NDArray[np.float32], targets: NDArray[np.bool_], thresholds: Any = 0.5) -> Scores:
     """Scores of [rows, labels] probabilities; a label that neither occurs nor is predicted counts 0 in macro_f1."""
-    decided = probabilities >= thresholds
+    decided, labels = probabilities >= thresholds, range(targets.shape[1])
+    truth, answer = _multi_label(targets), _multi_label(decided)
     return Scores(
-        float(f1_score(targets, decided, average="micro", zero_division=0)),
-        float(f1_score(targets, decided, average="macro", zero_division=0)),
+        float(f1_score(truth, answer, average="micro", zero_division=0, labels=labels)),
+        float(f1_score(truth, answer, average="macro", zero_division=0, labels=labels)),
         float(np.nanmean(average_precision(probabilities, targets))) if targets.any() else 0.0,
     )
+
+
+def _multi_label(cases: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[rows, labels] for the library, to which a single column would be two classes: with an empty second one."""
+    return np.pad(cases, ((0, 0), (0, 1))) if cases.shape[1] == 1 else cases
 
 
 def average_precision(probabilities: NDArray[np.float32], targets: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -44,7 +50,11 @@ def per_label(
 ) -> list[dict[str, Any]]:
     """precision, recall, f1, ap and support of each label, in label order; ap is None without a positive row."""
     precision, recall, f1, support = precision_recall_fscore_support(
-        targets, probabilities >= thresholds, average=None, zero_division=0, labels=range(len(labels))
+        _multi_label(targets),
+        _multi_label(probabilities >= thresholds),
+        average=None,
+        zero_division=0,
+        labels=range(len(labels)),
     )
     ap = average_precision(probabilities, targets)
     return [

@@ -12,6 +12,8 @@ import torch
 from pipelines.cache import replace_file
 from pipelines.errors import InputError
 
+LINE = {"epoch", "train_loss", "val_loss", "micro_f1", "macro_f1", "map", "lr", "images_per_s", "seconds"}  # of metrics
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -63,8 +65,12 @@ class Run:
             return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
 
     def require_new(self) -> None:
-        """Raises InputError where the folder has a run in it already."""
-        if self.config.exists():
+        """Raises InputError where a run has left more than its configuration in the folder, or no file can be there."""
+        try:
+            begun = self.config.exists() and (self.last.exists() or self.best.exists())
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written: {error.strerror}") from None
+        if begun:
             raise InputError(f"{self.folder}: there is a run in it; --resume {self.folder} continues it")
 
     def create(self) -> None:
@@ -89,8 +95,12 @@ class Run:
             content: dict[str, Any] = json.loads(self.config.read_text())
         except FileNotFoundError:
             raise InputError(f"{self.folder}: no run in it (config.json is missing)") from None
+        except OSError as error:
+            raise InputError(f"{self.folder}: no run in it ({error.strerror})") from None
         except ValueError as error:
             raise InputError(f"{self.config}: not JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise InputError(f"{self.config}: holds no configuration")
         return content
 
     def metric_lines(self) -> list[dict[str, Any]]:
@@ -103,8 +113,10 @@ class Run:
             return []
         try:
             lines = [json.loads(line) for line in self.metrics.read_text().splitlines()]
-            return sorted(lines, key=lambda line: line["epoch"])
-        except (ValueError, TypeError, KeyError):
+            if not all(line.keys() >= LINE for line in lines):
+                raise KeyError
+            return sorted(lines, key=lambda line: int(line["epoch"]))
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise InputError(f"{self.metrics}: has a line that is not an epoch's figures") from None
 
     def write_metrics(self, lines: Iterable[dict[str, Any]]) -> None:
@@ -120,9 +132,17 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Tensors and plain values to a file, whole or not at all."""
-    with replace_file(path) as temporary:
-        torch.save(state, temporary)
+    """Tensors and plain values to a file, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        with replace_file(path) as temporary:
+            torch.save(state, temporary)
+    except (OSError, RuntimeError) as error:  # torch has its own for a full disk
+        why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise InputError(f"{path}: cannot be written ({why}); what was saved before is whole") from None
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -106,6 +106,7 @@ def train(arguments: Arguments) -> int:
     """
     from engine.evaluate import Stopped
     from engine.progress import say
+    from engine.run import write_json
     from engine.trainer import Trainer
     from engine.weights import has_block8, load_weights, read_weights
     from pipelines.check import BackgroundCheck
@@ -132,7 +133,9 @@ def train(arguments: Arguments) -> int:
                 say(line)
             return command.OK
         if resumed is not None:
+            run.create()
             trainer.restore()
+            write_json(run.config, {**resumed, **config.values()})  # --epochs and others may be new
         else:
             if config.init is not None:
                 say(load_weights(trainer.model, weights, Path(config.init)))

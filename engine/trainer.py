@@ -123,12 +123,12 @@ class Trainer:
                 self._finish_epoch(began, writer)
                 if self.memory is not None and at.epoch == began_at + 1:
                     say(self.memory.summary(len(self.plan.rows)))
-            self._final_report()
         except Stopped:
             self.save()
             raise
         finally:
             writer.close()
+        self._final_report()  # last.pt is complete: whatever happens from here on, a resumed run makes the report
 
     def stream(self) -> PictureStream:
         """The training pictures from the first step on."""
@@ -260,7 +260,10 @@ class Trainer:
     def _final_report(self) -> None:
         """Figures and thresholds of the best epoch on validation."""
         best = load_checkpoint(self.run.best, self.placement.device)
-        self.model.load_state_dict(best["model"])
+        try:
+            self.model.load_state_dict(best["model"])
+        except (KeyError, TypeError, RuntimeError):
+            raise InputError(f"{self.run.best}: is no checkpoint of this run") from None
         logits, rows = self._predict("val")
         report, thresholds = figures(logits, self.dataset.targets[rows], self.dataset)
         content = {"split": "val", "epoch": best["progress"]["epoch"], **report}
@@ -294,6 +297,18 @@ class Trainer:
             self.run.write_metrics([])
             return
         state = load_checkpoint(self.run.last, self.placement.device)
+        try:
+            self._take(state)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
+            raise InputError(f"{self.run.last}: is no checkpoint of this run") from None
+        lines = self.run.metric_lines()
+        done = [line for line in lines if line["epoch"] <= self.progress.epoch]
+        if len(done) < self.progress.epoch:
+            raise InputError(f"{self.run.metrics}: lacks epochs that {self.run.last} has behind it")
+        self.run.write_metrics(done)
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """All that `save` wrote."""
         if tuple(state["labels"]) != self.dataset.labels:
             raise InputError(f"{self.run.last}: was trained for other labels than the data set has")
         self.model.load_state_dict(state["model"])
@@ -306,5 +321,3 @@ class Trainer:
         torch.set_rng_state(state["rng"].cpu())
         if state["rng_cuda"] is not None and self.placement.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"].cpu())
-        done = [line for line in self.run.metric_lines() if line["epoch"] <= self.progress.epoch]
-        self.run.write_metrics(done)

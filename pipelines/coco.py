@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.dataset import SPLITS, Dataset, Rejected, multi_hot
+from pipelines.dataset import SPLITS, Dataset, Rejected, merged_rows, multi_hot, shared_between_splits
 from pipelines.errors import InputError
 from pipelines.pictures import PictureFolders
 
@@ -25,35 +25,44 @@ def read_coco(root: Path) -> Dataset:
 
 def _dataset(root: Path, loaded: list[tuple[str, Path, dict[str, Any]]]) -> Dataset:
     categories = _categories(loaded)
-    identifiers = sorted(categories)
-    labels = tuple(categories[i] for i in identifiers)
+    labels = tuple(dict.fromkeys(categories[i] for i in sorted(categories)))  # categories of one name are one label
     files: list[str] = []
     names: list[set[str]] = []
-    splits: dict[str, np.ndarray] = {}
+    row_of_file: dict[tuple[str, str], int] = {}
     rejected: list[Rejected] = []
+    notes: list[str] = []
     for split, path, content in loaded:
         folders = PictureFolders(root, _picture_folders(root, split, path))
         row_of: dict[Any, int] = {}
+        merged = 0
         for image in content["images"]:
-            file = folders.find(str(image["file_name"]))
+            file, row = folders.find(str(image["file_name"])), -1
             if file is None:
                 rejected.append(Rejected(str(image["file_name"]), folders.why_not(str(image["file_name"]))))
-                row_of[image["id"]] = -1
+            elif (split, file) in row_of_file:
+                row, merged = row_of_file[split, file], merged + 1
             else:
-                row_of[image["id"]] = len(files)
+                row = row_of_file[split, file] = len(files)
                 files.append(file)
                 names.append(set())
+            if row_of.setdefault(image["id"], row) != row:
+                raise InputError(f"{path}: two pictures have the id {image['id']}")
         for annotation in content["annotations"]:
-            category, row = annotation["category_id"], row_of.get(annotation["image_id"])
+            category, of_row = annotation["category_id"], row_of.get(annotation["image_id"])
             if category not in categories:
                 raise InputError(f"{path}: annotation {annotation.get('id')} has the unknown category {category}")
-            if row is None:
+            if of_row is None:
                 raise InputError(f"{path}: annotation {annotation.get('id')} belongs to no picture of the file")
-            if row >= 0:
-                names[row].add(categories[category])
-        rows = np.array([row for row in row_of.values() if row >= 0], np.int64)
-        splits[split] = np.concatenate([splits.get(split, np.empty(0, np.int64)), rows])
-    return Dataset(root, "coco", labels, tuple(files), multi_hot(names, labels), splits, tuple(rejected))
+            if of_row >= 0:
+                names[of_row].add(categories[category])
+        if merged:
+            notes.append(merged_rows(split, merged))
+    splits = {
+        split: np.array([row for (own, _), row in row_of_file.items() if own == split], np.int64)
+        for split in {split: None for split, _, _ in loaded}
+    }
+    notes += shared_between_splits(files, splits)
+    return Dataset(root, "coco", labels, tuple(files), multi_hot(names, labels), splits, tuple(rejected), tuple(notes))
 
 
 def _load(root: Path) -> list[tuple[str, Path, dict[str, Any]]]:
@@ -80,11 +89,12 @@ def _categories(loaded: list[tuple[str, Path, dict[str, Any]]]) -> dict[int, str
     categories: dict[int, str] = {}
     for _, path, content in loaded:
         for category in content["categories"]:
-            name = categories.setdefault(category["id"], str(category["name"]))
-            if name != category["name"]:
-                raise InputError(
-                    f"{path}: category {category['id']} is {category['name']!r} here and {name!r} elsewhere"
-                )
+            own = str(category["name"]).strip()
+            if not own:
+                raise InputError(f"{path}: category {category['id']} has no name")
+            name = categories.setdefault(category["id"], own)
+            if name != own:
+                raise InputError(f"{path}: category {category['id']} is {own!r} here and {name!r} elsewhere")
     return categories
 
 

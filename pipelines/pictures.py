@@ -68,13 +68,17 @@ class PictureFolders:
         paths = {}
         with os.scandir(place) as entries:
             for entry in entries:
-                if not entry.is_dir():
-                    outside = entry.is_symlink() and not self._inside(place / entry.name)
-                    paths[entry.name] = "" if outside else start + entry.name
+                if entry.is_symlink() and not self._inside(place / entry.name):
+                    paths[entry.name] = ""
+                elif entry.is_file():  # no pipe, which would keep the reader waiting
+                    paths[entry.name] = start + entry.name
         return paths
 
     def _inside(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self.real_root)
+        try:
+            return path.resolve().is_relative_to(self.real_root)
+        except (OSError, RuntimeError):  # links in a circle
+            return False
 
 
 def _stems(paths: dict[str, str]) -> dict[str, str]:

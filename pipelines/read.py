@@ -1,5 +1,6 @@
 """Reads a data set of any known layout, and checks it."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def read_layout(root: Path, layout: Layout = "auto") -> Dataset:
         raise InputError(f"{root}: no such folder")
     if not root.is_dir():
         raise InputError(f"{root}: not a folder; give the folder that holds the table and the pictures")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise InputError(f"{root}: no permission to read it")
     if layout == "auto":
         layout = _detect(root)
     if layout == "table" and not (root / "train.csv").is_file():
@@ -66,7 +69,14 @@ def read_layout(root: Path, layout: Layout = "auto") -> Dataset:
         raise InputError(f"{root}: no folder annotations")
     if layout == "webdataset" and not any(root.glob("train-*.tar")):
         raise InputError(f"{root}: no train-*.tar")
-    return READERS[layout](root)
+    try:
+        return READERS[layout](root)
+    except OSError as error:
+        raise InputError(f"{error.filename or root}: cannot be read: {error.strerror}") from None
+    except UnicodeError as error:
+        raise InputError(f"{root}: holds text that is not UTF-8 ({error})") from None
+    except RecursionError:
+        raise InputError(f"{root}: holds JSON that is nested too deep") from None
 
 
 def _detect(root: Path) -> Layout:

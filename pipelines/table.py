@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.dataset import SPLITS, Dataset, Rejected, label_order, multi_hot
+from pipelines.dataset import SPLITS, Dataset, Rejected, label_order, merged_rows, multi_hot, shared_between_splits
 from pipelines.errors import InputError
 from pipelines.pictures import SUFFIXES, PictureFolders
 
@@ -70,8 +70,8 @@ def _read_table(root: Path) -> Dataset:
                 rows_labels.append(row_labels)
         splits[split] = np.array(list(row_of.values()), np.int64)
         if merged:
-            notes.append(f"{split}.csv: {merged:,} further rows of the same pictures were merged into one row each")
-    notes += _shared_between_splits(files, splits)
+            notes.append(merged_rows(split, merged))
+    notes += shared_between_splits(files, splits)
     return Dataset(
         root, "table", labels, tuple(files), multi_hot(rows_labels, labels), splits, tuple(rejected), tuple(notes)
     )
@@ -220,9 +220,3 @@ def _labels_by_column(
             frozenset(label for label, on in zip(labels, row, strict=True) if on) for row in zip(*values, strict=True)
         ]
     return labels, names
-
-
-def _shared_between_splits(files: list[str], splits: dict[str, np.ndarray]) -> list[str]:
-    train = {files[row] for row in splits["train"]}
-    shared = {name: sum(files[row] in train for row in rows) for name, rows in splits.items() if name != "train"}
-    return [f"{name}.csv: {count:,} pictures are in train.csv too" for name, count in shared.items() if count]

@@ -28,6 +28,16 @@ def test_labels_without_and_with_only_positives() -> None:
     assert scores(probabilities[:, :1], targets[:, :1]).map == 0.0
 
 
+def test_a_single_label() -> None:
+    """The library would take one column for two classes."""
+    targets = np.array([[1], [0], [1], [0], [0], [0]], bool)
+    probabilities = np.array([[0.9], [0.8], [0.2], [0.1], [0.7], [0.3]], np.float32)
+    got = scores(probabilities, targets)
+    assert (got.micro_f1, got.macro_f1) == (pytest.approx(0.4), pytest.approx(0.4))
+    (row,) = per_label(("cat",), probabilities, targets)
+    assert (row["precision"], row["recall"], row["support"]) == (pytest.approx(1 / 3), pytest.approx(0.5), 2)
+
+
 def test_tuned_thresholds_never_lose_on_labels_with_enough_pictures() -> None:
     rng = np.random.default_rng(0)
     targets = rng.random((500, 4)) < [0.5, 0.3, 0.2, 0.1]

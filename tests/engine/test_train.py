@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from engine.command import INTERRUPTED
 from engine.config import Config, resolve
 from engine.device import decide
 from engine.evaluate import Stopped
@@ -277,12 +278,16 @@ def test_unusable_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("config.json", '{"epochs": "many"}', "not a configuration"),
+        ("config.json", '{"epochs": "many"}', "epochs is 'many'"),
+        ("config.json", '{"device": "tpu"}', "device is 'tpu'"),
+        ("config.json", '{"layout": 5}', "layout is 5"),
+        ("config.json", "[]", "holds no configuration"),
         ("config.json", "{}", "the data set has changed"),
         ("metrics.jsonl", '{"epoch"', "not an epoch's figures"),
+        ("metrics.jsonl", '{"epoch": 1}', "not an epoch's figures"),
+        ("metrics.jsonl", "", "lacks epochs"),
         ("checkpoints/last.pt", "half", "not a usable checkpoint"),
     ],
-    ids=["config", "empty config", "metrics", "checkpoint"],
 )
 def test_a_damaged_run_is_told(table: Make, tmp_path: Path, name: str, content: str, words: str) -> None:
     out = tmp_path / "run"
@@ -293,6 +298,57 @@ def test_a_damaged_run_is_told(table: Make, tmp_path: Path, name: str, content: 
     (out / name).write_text(content)
     with pytest.raises(InputError, match=words):
         train(Arguments(resume=out, epochs=2))
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"model": {}}, {"labels": ["bird", "cat", "dog"]}])
+def test_a_checkpoint_of_something_else_is_told(table: Make, tmp_path: Path, content: object) -> None:
+    out = tmp_path / "run"
+    arguments = Arguments(data=table(), out=out, preset="demo", epochs=1, batch_size=4, image_size=75, width=0.125)
+    assert train(arguments) == 0
+    torch.save(content, out / "checkpoints" / "last.pt")
+    with pytest.raises(InputError, match="is no checkpoint of this run"):
+        train(Arguments(resume=out, epochs=2))
+
+
+def test_more_epochs_are_kept_by_the_run(table: Make, tmp_path: Path) -> None:
+    """A second resume goes on to the same end."""
+    out = tmp_path / "run"
+    arguments = Arguments(data=table(), out=out, preset="demo", epochs=1, batch_size=4, image_size=75, width=0.125)
+    assert train(arguments) == 0
+    assert train(Arguments(resume=out, epochs=2)) == 0
+    content = json.loads((out / "config.json").read_text())
+    assert content["epochs"] == 2
+    assert content["versions"]
+    assert train(Arguments(resume=out)) == 0
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_that_left_nothing_may_begin_again(table: Make, tmp_path: Path) -> None:
+    """As the advice to take a smaller learning rate has it."""
+    out = tmp_path / "run"
+    arguments = Arguments(data=table(), out=out, preset="demo", epochs=1, batch_size=4, image_size=75, width=0.125)
+    with pytest.raises(InputError, match="a smaller --lr helps"):
+        train(replace(arguments, lr=1000.0, epochs=20, clip_grad_norm=1e30))
+    assert not (out / "checkpoints" / "last.pt").exists()
+    assert train(arguments) == 0
+
+
+def test_a_stop_in_the_final_report_leaves_the_state_as_it_is(
+    table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """last.pt keeps the last epoch's weights, not the best one's."""
+    out = tmp_path / "run"
+    arguments = Arguments(data=table(), out=out, preset="demo", epochs=2, batch_size=4, image_size=75, width=0.125)
+    kept: list[bytes] = []
+
+    def stop(self: Trainer) -> None:
+        kept.append((out / "checkpoints" / "last.pt").read_bytes())
+        self.model.load_state_dict({name: tensor * 0 for name, tensor in self.model.state_dict().items()})
+        raise Stopped
+
+    monkeypatch.setattr(Trainer, "_final_report", stop)
+    assert train(arguments) == INTERRUPTED
+    assert kept == [(out / "checkpoints" / "last.pt").read_bytes()]
 
 
 def test_bad_input_leaves_no_folder_behind(table: Make, tmp_path: Path) -> None:

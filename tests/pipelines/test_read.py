@@ -1,6 +1,7 @@
 """Layouts are recognised, bad pictures are named and left out, splits keep every label's share."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from pipelines.check import BackgroundCheck, decode_failures
 from pipelines.coco import read_coco
 from pipelines.errors import InputError
+from pipelines.pictures import PictureFolders
 from pipelines.read import read_dataset, read_layout
 from pipelines.voc import read_voc
 
@@ -60,6 +62,92 @@ def test_coco_labels_come_from_boxes(tmp_path: Path) -> None:
 def test_coco_annotation_that_fits_nothing(tmp_path: Path, annotation: dict[str, int], words: str) -> None:
     with pytest.raises(InputError, match=words):
         read_coco(coco_folder(tmp_path, [annotation]))
+
+
+def test_coco_repeats_are_merged(tmp_path: Path) -> None:
+    """A picture listed twice is one row, categories of one name are one label, and what splits share is noted."""
+    root = coco_folder(tmp_path, [])
+    (root / "train2017").rename(root / "images")
+    content = {
+        "images": [{"id": 7, "file_name": "a b.jpg"}, {"id": 9, "file_name": "a b.jpg"}],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 1}, {"id": 2, "image_id": 9, "category_id": 3}],
+        "categories": [{"id": 3, "name": "car"}, {"id": 1, "name": "person"}, {"id": 5, "name": "car"}],
+    }
+    for split in ("train", "val"):
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    dataset = read_coco(root)
+    assert dataset.labels == ("person", "car")
+    assert {name: len(rows) for name, rows in dataset.splits.items()} == {"train": 1, "val": 1}
+    assert dataset.targets.tolist() == [[True, True], [True, True]]
+    assert any("1 further rows" in note for note in dataset.notes)
+    assert "val: 1 pictures are in train too" in dataset.notes
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"images": [{"id": 7, "file_name": "a b.jpg"}, {"id": 7, "file_name": "gone.jpg"}]}, "have the id 7"),
+        ({"categories": [{"id": 3, "name": " "}]}, "category 3 has no name"),
+    ],
+)
+def test_coco_that_says_two_things(tmp_path: Path, changed: dict[str, object], words: str) -> None:
+    path = coco_folder(tmp_path, []) / "annotations" / "instances_train2017.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(InputError, match=words):
+        read_coco(tmp_path)
+
+
+def test_voc_repeats_are_merged(tmp_path: Path) -> None:
+    root = voc_folder(tmp_path)
+    (root / "ImageSets/Main/train.txt").write_text("\ufeff0\n1\n1\n", "utf-8")
+    (root / "ImageSets/Main/val.txt").write_text("1\n2\n")
+    dataset = read_voc(root)
+    assert {name: len(rows) for name, rows in dataset.splits.items()} == {"train": 2, "val": 2}
+    assert len(dataset.notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("xml", "words"),
+    [
+        ("<a><object><name> </name></object></a>", "object without a name"),
+        ('<?xml version="1.0" encoding="foobar"?><a/>', "not XML"),
+    ],
+)
+def test_voc_annotations_of_nothing(tmp_path: Path, xml: str, words: str) -> None:
+    root = voc_folder(tmp_path)
+    (root / "Annotations" / "1.xml").write_text(xml)
+    with pytest.raises(InputError, match=words):
+        read_voc(root)
+
+
+def test_what_is_no_picture_file(tmp_path: Path) -> None:
+    """A pipe would keep the reader waiting; links that lead nowhere or in a circle are missing pictures."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "nowhere.jpg").symlink_to(folder / "gone.jpg")
+    (folder / "circle.jpg").symlink_to(folder / "circle.jpg")
+    folders = PictureFolders(tmp_path, ("images",))
+    assert [folders.find(f"{name}.jpg") for name in ("pipe", "nowhere", "circle")] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("labels.txt", b"caf\xe9\n", "not UTF-8"),
+        ("annotations", b'{"images": ' + b"[" * 100_000, "nested too deep"),
+    ],
+)
+def test_unreadable_text(table: Make, name: str, content: bytes, words: str) -> None:
+    root = table()
+    if name == "annotations":
+        (root / "train.csv").unlink()
+        (root / name).mkdir()
+        (root / name / "instances_train.json").write_bytes(content)
+    else:
+        (root / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        read_layout(root)
 
 
 def voc_folder(root: Path) -> Path:
