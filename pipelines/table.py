@@ -215,8 +215,10 @@ def _labels_by_column(
             unknown = [column for column in _zero_one_columns(table) if column not in tables["train"].header]
             if unknown:
                 raise InputError(f"{split}.csv: column {unknown[0]!r} is unknown; train.csv does not have it")
-        values = [[ZERO_ONE[cell.lower()] for cell in table.cells[label]] for label in labels]
-        names[split] = [
-            frozenset(label for label, on in zip(labels, row, strict=True) if on) for row in zip(*values, strict=True)
-        ]
+        kinds: dict[tuple[str, ...], frozenset[str]] = {}  # far fewer than rows
+        names[split] = []
+        for row in zip(*(table.cells[label] for label in labels), strict=True):
+            if row not in kinds:
+                kinds[row] = frozenset(n for n, cell in zip(labels, row, strict=True) if ZERO_ONE[cell.lower()])
+            names[split].append(kinds[row])
     return labels, names
