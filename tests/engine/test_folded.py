@@ -10,7 +10,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from engine.any_size import Letterbox
 from engine.folded import FoldedNetwork
-from pipelines.augment import MEAN, STD, pad, shrink
+from pipelines.augment import MEAN, STD, letterbox
 from tests.engine.conftest import looks_trained
 
 
@@ -41,7 +41,7 @@ def letterboxed(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
     with pipeline:
         given_image = fn.external_source(lambda: [image], batch=True, layout="HWC", dtype=types.UINT8, ndim=3)
-        pipeline.set_outputs(pad(shrink(given_image, size), size))
+        pipeline.set_outputs(letterbox(given_image, size))
     (pictures,) = pipeline.run()
     return np.array(pictures.at(0))
 
