@@ -298,6 +298,8 @@ class Trainer:
             return
         state = load_checkpoint(self.run.last, self.placement.device)
         try:
+            if not isinstance(state, dict):
+                raise TypeError
             self._take(state)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
             raise InputError(f"{self.run.last}: is no checkpoint of this run") from None
