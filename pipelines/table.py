@@ -9,6 +9,7 @@ import csv
 import gc
 import io
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,10 @@ from pipelines.pictures import SUFFIXES, PictureFolders
 
 LABEL_COLUMNS = ("labels", "label", "tags", "tag", "classes", "class", "categories", "category", "keywords")
 PICTURE_FOLDERS = ("images", "data", "train", ".")
-ZERO_ONE = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "": False}
+ZERO_ONE = {"0": False, "0.0": False, "0.00": False, "false": False, "": False}
+ZERO_ONE |= {"1": True, "1.0": True, "1.00": True, "true": True}
+ODD = 0.1  # share of other values up to which a column of 0 and 1 has mistakes in it
+LONGEST_CELL = 1 << 27  # characters
 
 
 def read_table(root: Path) -> Dataset:
@@ -110,31 +114,51 @@ def read_csv(path: Path, columns: int = 2) -> Columns:
         raise InputError(f"{path}: the table is empty")
     if not rows:
         raise InputError(f"{path}: the table has a header and no rows")
-    if len(names) < columns:
+    if sum(map(bool, names[1:])) + 1 < columns:
         raise InputError(f"{path}: the table has one column only; a picture's name and its labels are needed")
-    twice = next((name for name in names if names.count(name) > 1), None)
+    named = [i for i, name in enumerate(names) if name or i == 0]  # spreadsheets leave columns without a name
+    twice = next((names[i] for i in named if names.count(names[i]) > 1 and names[i]), None)
     if twice is not None:
         raise InputError(f"{path}: the column {twice!r} is there twice")
     for row in rows:
         if len(row) < len(names):
             row += [""] * (len(names) - len(row))
-    return Columns(tuple(names), {name: [row[i].strip() for row in rows] for i, name in enumerate(names)})
+    return Columns(tuple(names[i] for i in named), {names[i]: [row[i].strip() for row in rows] for i in named})
 
 
 def _records(lines: list[str], separator: str) -> list[list[str]]:
     """Rows of cells. A stray quote must not swallow the rows after it: such a row is read again, line by line."""
-    suffix = "|".join(map(re.escape, SUFFIXES))
-    begins_row = re.compile(rf"[^{separator}\"\n]+({suffix})\"?\s*{separator}", re.IGNORECASE)
-    reader, rows, first = csv.reader(lines, delimiter=separator), [], 0
+    begins_row = _row_start(lines, separator)
+    csv.field_size_limit(LONGEST_CELL)
+    rows: list[list[str]] = []
+    reader, first = csv.reader(lines, delimiter=separator), 0
     while (row := _next_record(reader)) is not None:
         swallowed = [i for i in range(first + 1, reader.line_num) if begins_row.match(lines[i])]
         starts = [first, *swallowed]
         if swallowed:
-            rows += [next(csv.reader([lines[i]], delimiter=separator)) for i in starts]
+            rows += [_record(lines[i], separator, len(rows[0]) if rows else 0) for i in starts]
         elif any(row):
             rows.append(row)
         first = reader.line_num
     return rows
+
+
+def _row_start(lines: list[str], separator: str) -> re.Pattern[str]:
+    """What a row of this table begins with: a picture's file name, or a number where most lines begin with one."""
+    number = re.compile(rf"\s*\d+\s*{separator}")
+    if sum(number.match(line) is not None for line in lines) > len(lines) / 2:
+        return number
+    suffix = "|".join(map(re.escape, SUFFIXES))
+    return re.compile(rf"[^{separator}\"\n]+({suffix})\"?\s*{separator}", re.IGNORECASE)
+
+
+def _record(line: str, separator: str, columns: int) -> list[str]:
+    """The cells of a line with a stray quote, which is no more than a character where the cells come out right so."""
+    row = next(csv.reader([line], delimiter=separator))
+    if len(row) < columns:
+        plain = next(csv.reader([line], delimiter=separator, quoting=csv.QUOTE_NONE))
+        return plain if len(plain) == columns else row
+    return row
 
 
 def _next_record(reader: Any) -> list[str] | None:
@@ -199,10 +223,28 @@ def _labels_by_name(
     return labels, names
 
 
+def _refuse_odd_cells(table: Columns, labels: tuple[str, ...]) -> None:
+    """A column of 0 and 1 with a few other values in it is a label with mistakes, not a column to ignore.
+
+    Raises:
+        InputError: names the first of them.
+    """
+    for name in table.header[1:]:
+        counts = {} if name in labels else Counter(table.cells[name])
+        odd = {value for value in counts if value.lower() not in ZERO_ONE}
+        if counts and sum(counts[value] for value in odd) <= ODD * len(table.cells[name]):
+            row = next(i for i, value in enumerate(table.cells[name]) if value in odd)
+            raise InputError(
+                f"train.csv: column {name!r} holds 0 and 1, but for {table.cells[name][row]!r} "
+                f"at {table.pictures[row]}; a label takes 0 and 1 only"
+            )
+
+
 def _labels_by_column(
     tables: dict[str, Columns],
 ) -> tuple[tuple[str, ...], dict[str, list[frozenset[str]]]]:
     labels = tuple(_zero_one_columns(tables["train"]))
+    _refuse_odd_cells(tables["train"], labels)
     names: dict[str, list[frozenset[str]]] = {}
     for split, table in tables.items():
         missing = [label for label in labels if label not in table.header]
