@@ -45,7 +45,7 @@ def _max_pool_fwd_kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     inside = (row < rows)[:, None] & (column < channels)[None, :]
-    image, i, j = row // (out_height * out_width), row // out_width % out_height, row % out_width
+    image, i, j = row // out_width // out_height, row // out_width % out_height, row % out_width
     corner = (image * height + 2 * i) * width + 2 * j
     best = tl.full([BLOCK_ROWS, BLOCK_CHANNELS], float("-inf"), tl.float32)
     tap = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.int32)
@@ -78,7 +78,7 @@ def _max_pool_bwd_kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     wanted = column < channels
-    image, down, right = row // (height * width), row // width % height, row % width
+    image, down, right = row // width // height, row // width % height, row % width
     total = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.float32)
     for up in tl.static_range(2):
         for left in tl.static_range(2):
