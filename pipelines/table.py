@@ -232,7 +232,7 @@ def _refuse_odd_cells(table: Columns, labels: tuple[str, ...]) -> None:
     for name in table.header[1:]:
         counts = {} if name in labels else Counter(table.cells[name])
         odd = {value for value in counts if value.lower() not in ZERO_ONE}
-        if counts and sum(counts[value] for value in odd) <= ODD * len(table.cells[name]):
+        if odd and sum(counts[value] for value in odd) <= ODD * len(table.cells[name]):
             row = next(i for i, value in enumerate(table.cells[name]) if value in odd)
             raise InputError(
                 f"train.csv: column {name!r} holds 0 and 1, but for {table.cells[name][row]!r} "

@@ -221,6 +221,11 @@ def test_numbers_with_decimals_are_0_and_1(table: Make) -> None:
     assert dataset.targets[:, 0].sum() == 12
 
 
+def test_a_column_of_nothing_is_ignored(table: Make) -> None:
+    rows = "".join(f"{i}.jpg,{i % 2},\n" for i in range(24))
+    assert read_table(table("image,cat,remark\n" + rows)).labels == ("cat",)
+
+
 def test_a_stray_quote_after_ids_that_are_numbers(table: Make) -> None:
     rows = "".join(f"{i},cat dog,{chr(34) if i % 5 == 0 else ''}a caption\n" for i in range(24))
     assert len(read_table(table("id,labels,caption\n" + rows)).files) == 24
