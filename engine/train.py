@@ -105,6 +105,7 @@ def train(arguments: Arguments) -> int:
     """
     from engine.evaluate import Stopped
     from engine.progress import say
+    from engine.run import write_json
     from engine.trainer import Trainer
     from pipelines.check import BackgroundCheck
 
@@ -128,6 +129,8 @@ def train(arguments: Arguments) -> int:
             return command.OK
         if resumed is not None:
             trainer.restore()
+            if resumed != {**resumed, **config.values()}:  # what was given beside --resume holds from now on
+                write_json(run.config, {**resumed, **config.values()})
         else:
             if config.init is not None:
                 from engine.weights import load_weights

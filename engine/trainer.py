@@ -120,12 +120,12 @@ class Trainer:
                 self._finish_epoch(began, writer)
                 if self.memory is not None and at.epoch == began_at + 1:
                     say(self.memory.summary(len(self.plan.rows)))
-            self._final_report()
         except Stopped:
             self.save()
             raise
         finally:
             writer.close()
+        self._final_report()  # stopped there, nothing is saved: last.pt is whole, and the network holds the best epoch
 
     def stream(self) -> PictureStream:
         """The training pictures from the first step on."""

@@ -78,6 +78,26 @@ def test_resuming_ends_bit_identical(dataset: Dataset, tmp_path: Path, stop_at: 
     assert report == report_2
 
 
+def test_stopped_in_the_final_report_the_last_epoch_stays(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network holds the best epoch then, which must not get into last.pt."""
+    losses = iter([0.5, 0.6])
+    monkeypatch.setattr("engine.trainer.mean_loss", lambda *_: next(losses))
+    trainer = trainer_of(dataset, tmp_path)
+    report, at_the_end = trainer._final_report, []
+
+    def stopped_report() -> None:
+        at_the_end.append(Run(tmp_path).last.read_bytes())
+        trainer.stopped = lambda: True
+        report()
+
+    monkeypatch.setattr(trainer, "_final_report", stopped_report)
+    with pytest.raises(Stopped):
+        trainer.fit()
+    assert [Run(tmp_path).last.read_bytes()] == at_the_end
+
+
 STEADY = {"accumulate": 3, "clip_grad_norm": 0.5, "ema_decay": 0.7, "schedule": "cosine"}
 
 
@@ -241,6 +261,7 @@ def test_a_run_s_folder(table: Make, tmp_path: Path) -> None:
         train(Arguments(resume=out, lr=0.1))
     assert train(Arguments(resume=out, epochs=2)) == 0
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+    assert json.loads((out / "config.json").read_text()) == {**config, "epochs": 2}
 
     small = replace(arguments, init=out / "checkpoints" / "best.pt")
     assert train(replace(small, out=tmp_path / "other")) == 0
