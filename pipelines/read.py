@@ -6,7 +6,7 @@ from pathlib import Path
 from pipelines.check import TOLERATED, undecodable
 from pipelines.coco import read_coco
 from pipelines.dataset import Dataset, Layout, require_rows
-from pipelines.errors import InputError
+from pipelines.errors import InputError, reading
 from pipelines.split import with_validation
 from pipelines.table import read_table
 from pipelines.voc import read_voc
@@ -53,17 +53,18 @@ def read_layout(root: Path, layout: Layout = "auto") -> Dataset:
     Raises:
         InputError: no such folder, no known layout, or a broken table.
     """
-    if not root.exists():
-        raise InputError(f"{root}: no such folder")
-    if not root.is_dir():
-        raise InputError(f"{root}: not a folder; give the folder that holds the table and the pictures")
-    if layout == "auto":
-        layout = _detect(root)
-    if layout == "table" and not (root / "train.csv").is_file():
-        raise InputError(f"{root}: no train.csv")
-    if layout == "coco" and not (root / "annotations").is_dir():
-        raise InputError(f"{root}: no folder annotations")
-    return READERS[layout](root)
+    with reading(root):
+        if not root.exists():
+            raise InputError(f"{root}: no such folder")
+        if not root.is_dir():
+            raise InputError(f"{root}: not a folder; give the folder that holds the table and the pictures")
+        if layout == "auto":
+            layout = _detect(root)
+        if layout == "table" and not (root / "train.csv").is_file():
+            raise InputError(f"{root}: no train.csv")
+        if layout == "coco" and not (root / "annotations").is_dir():
+            raise InputError(f"{root}: no folder annotations")
+        return READERS[layout](root)
 
 
 def _detect(root: Path) -> Layout:

@@ -62,6 +62,63 @@ def test_coco_annotation_that_fits_nothing(tmp_path: Path, annotation: dict[str,
         read_coco(coco_folder(tmp_path, [annotation]))
 
 
+def test_coco_names_and_pictures_that_are_there_twice_are_one(tmp_path: Path) -> None:
+    root = coco_folder(tmp_path, [])
+    picture, box = {"id": 7, "file_name": "a b.jpg"}, {"id": 1, "image_id": 7, "category_id": 3}
+    categories = [{"id": 3, "name": "car"}, {"id": 4, "name": "car"}, {"id": 5, "name": 7}]
+    as_text = [*categories[:2], {"id": 5, "name": "7"}]
+    train = {
+        "images": [picture, {**picture, "id": 9}],
+        "annotations": [box, {**box, "image_id": 9, "category_id": 5}],
+        "categories": categories,
+    }
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(train))
+    val = {"images": [{"id": 1, "file_name": "train2017/a b.jpg"}], "annotations": [], "categories": as_text}
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(val))
+    dataset = read_coco(root)
+    assert dataset.labels == ("car", "7")
+    assert dataset.targets.tolist() == [[True, True], [False, False]]
+    assert {split: rows.tolist() for split, rows in dataset.splits.items()} == {"train": [0], "val": [1]}
+    assert len(dataset.notes) == 2
+    assert "merged" in dataset.notes[0]
+    assert dataset.notes[1] == "val: 1 pictures are in train too"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"categories": [{"id": 1, "name": ""}]}, "'' is no name of a category"),
+        ({"categories": [{"id": 1, "name": "\ud800"}]}, "not Unicode text"),
+        ({"images": [{"id": 1, "file_name": "a b.jpg"}, {"id": 1, "file_name": "b.jpg"}]}, "have the same id 1"),
+    ],
+    ids=["empty", "half a letter", "one id"],
+)
+def test_coco_names_that_are_none(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    root = coco_folder(tmp_path, [])
+    content = {"images": [], "annotations": [], "categories": [], **changes}
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=words):
+        read_coco(root)
+
+
+def test_files_that_no_reader_can_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = coco_folder(tmp_path, [])
+    (root / "annotations" / "instances_train2017.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="nested too deeply"):
+        read_layout(root)
+    (root / "annotations" / "instances_train2017.json").unlink()
+    (root / "annotations" / "instances_train2017.json").mkdir()
+    with pytest.raises(InputError, match="no file of training pictures"):
+        read_layout(root)
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(root / "annotations"))
+
+    monkeypatch.setattr(Path, "is_file", refused)  # as without the right to enter the folder
+    with pytest.raises(InputError, match="annotations: cannot be read: Permission denied"):
+        read_layout(root)
+
+
 def voc_folder(root: Path) -> Path:
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / name).mkdir(parents=True)
@@ -93,6 +150,33 @@ def test_voc_annotation_that_is_no_xml(tmp_path: Path) -> None:
     (root / "Annotations" / "1.xml").write_text("<annotation>")
     with pytest.raises(InputError, match=r"1\.xml: not XML"):
         read_voc(root)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("Annotations/1.xml", b"<a><object><name></name></object></a>", "an object whose name is empty"),
+        ("Annotations/1.xml", b'<?xml version="1.0" encoding="nonsense"?><a/>', "not XML"),
+        ("ImageSets/Main/val.txt", "größe\n".encode("latin-1"), "not UTF-8"),
+    ],
+    ids=["name", "encoding", "list"],
+)
+def test_voc_files_that_cannot_be_read(tmp_path: Path, file: str, content: bytes, words: str) -> None:
+    root = voc_folder(tmp_path)
+    (root / file).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{Path(file).name}.*{words}"):
+        read_voc(root)
+
+
+def test_voc_lists_with_lines_twice_and_a_byte_order_mark(tmp_path: Path) -> None:
+    root = voc_folder(tmp_path)
+    (root / "ImageSets/Main/train.txt").write_text("\ufeff0\n1\n0\n")
+    (root / "ImageSets/Main/val.txt").write_text("2\n1\n")
+    dataset = read_voc(root)
+    assert {name: len(rows) for name, rows in dataset.splits.items()} == {"train": 2, "val": 2}
+    assert not dataset.rejected
+    assert dataset.notes[0].startswith("train.txt: 1 further rows")
+    assert dataset.notes[1] == "val: 1 pictures are in train too"
 
 
 def test_bad_pictures_are_named_and_left_out_and_others_are_read(
