@@ -3,11 +3,12 @@
 import contextlib
 import io
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import tyro
 
@@ -84,6 +85,18 @@ def main(command: Callable[[], int]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         status = BAD_INPUT
+    except OSError as error:  # a full disk, a folder taken away, a reader of our lines that went away
+        _close_unwritable(sys.stdout)
+        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+        status = BAD_INPUT
     except KeyboardInterrupt:
         status = INTERRUPTED
     sys.exit(status)
+
+
+def _close_unwritable(stream: TextIO) -> None:
+    """Lets the interpreter's last flush go nowhere where it would fail."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

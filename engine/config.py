@@ -1,7 +1,8 @@
 """What a training run is: presets, and the configuration that they and the command line make together."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from pipelines.dataset import Layout
 from pipelines.errors import InputError
@@ -13,6 +14,20 @@ Compile = Literal["auto", "on", "off"]
 Schedule = Literal["constant", "one-cycle", "cosine"]
 
 SMALLEST_IMAGE = 75  # the network's last reduction has no pixel left below
+LARGEST = {
+    "seed": 2**32 - 1,  # what the generators of all libraries take
+    "image_size": 4096,
+    "width": 16,
+    "epochs": 1_000_000,
+    "batch_size": 65_536,
+    "lr": 1000,
+    "patience": 1_000_000,
+    "accumulate": 1_000_000,
+    "clip_grad_norm": 1e9,
+    "oversample_target": 1_000_000,
+    "checkpoint_steps": 10**9,
+    "picture_memory": 1e6,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +87,39 @@ class Config:
             raise InputError(f"--picture-memory {self.picture_memory}: must not be negative")
         if self.seed < 0:
             raise InputError(f"--seed {self.seed}: must not be negative")
+        for name, largest in LARGEST.items():
+            value = getattr(self, name)
+            if value is not None and not value <= largest:
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be {largest:,.10g} at most")
 
     @classmethod
     def load(cls, values: dict[str, Any]) -> "Config":
-        """From the mapping that config.json holds."""
-        names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in names})
+        """From the mapping that config.json holds.
+
+        Raises:
+            InputError: a value of another type, or one that is no choice.
+        """
+        kinds = {field.name: field.type for field in fields(cls)}
+        own = {name: value for name, value in values.items() if name in kinds}
+        for name, value in own.items():
+            if not _fits(value, kinds[name]):
+                raise InputError(f"{name} is {value!r}, which is not a configuration's")
+        return cls(**own)
 
     def values(self) -> dict[str, Any]:
         """As plain data, for config.json."""
         return asdict(self)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value read from JSON is of a type that a field of Config has."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 PRESETS: dict[Preset, dict[str, Any]] = {

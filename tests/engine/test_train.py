@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -295,25 +296,119 @@ def test_unusable_checkpoints(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("config.json", '{"epochs": "many"}', "not a configuration"),
-        ("config.json", "{}", "the data set has changed"),
-        ("metrics.jsonl", '{"epoch"', "not an epoch's figures"),
-        ("checkpoints/last.pt", "half", "not a usable checkpoint"),
-    ],
-    ids=["config", "empty config", "metrics", "checkpoint"],
-)
-def test_a_damaged_run_is_told(table: Make, tmp_path: Path, name: str, content: str, words: str) -> None:
+@pytest.fixture
+def finished(table: Make, tmp_path: Path) -> Path:
+    """The folder of a run of one epoch."""
     out = tmp_path / "run"
     arguments = Arguments(data=table(), out=out, preset="demo", epochs=1, batch_size=4, image_size=75, width=0.125)
     assert train(arguments) == 0
-    if name == "config.json" and content == "{}":
-        content = json.dumps({**json.loads((out / name).read_text()), "fingerprint": None})
-    (out / name).write_text(content)
-    with pytest.raises(InputError, match=words):
-        train(Arguments(resume=out, epochs=2))
+    return out
+
+
+def test_a_damaged_run_is_told(finished: Path) -> None:
+    """Whatever lies in a file's place, it is told in a line or does no harm."""
+
+    def told(name: str, content: object, words: str) -> None:
+        path = finished / name
+        before = path.read_bytes()
+        if isinstance(content, str):
+            path.write_text(content)
+        else:
+            torch.save(content, path)
+        with pytest.raises(InputError, match=words) as error:
+            train(Arguments(resume=finished, epochs=2))
+        assert "\n" not in str(error.value)
+        path.write_bytes(before)
+
+    config = json.loads((finished / "config.json").read_text())
+    told(
+        "config.json", json.dumps({**config, "epochs": "many"}), "config.json: epochs is 'many', .*not a configuration"
+    )
+    told("config.json", json.dumps({**config, "fingerprint": None}), "the data set has changed")
+    for content in ("[]", "null", "3"):
+        told("config.json", content, "not a configuration")
+    told("metrics.jsonl", '{"epoch"', "not an epoch's figures")
+    told("metrics.jsonl", '{"epoch": 1}\n', "not an epoch's figures")
+    last = load_checkpoint(Run(finished).last)
+    narrow = {**last, "model": {name: tensor[:1] for name, tensor in last["model"].items() if tensor.dim()}}
+    told("checkpoints/last.pt", "half", "not a usable checkpoint")
+    for other in ([1], torch.zeros(3)):
+        told("checkpoints/last.pt", other, "last.pt: not a usable checkpoint .it holds a")
+    for state in (last["model"], {**last, "model": 5}, {**last, "progress": []}, {**last, "rng": None}, narrow):
+        told("checkpoints/last.pt", state, "last.pt: not a checkpoint of this run")
+    for state in ({"labels": []}, {"model": 5}, narrow):
+        told("checkpoints/best.pt", state, "best.pt: not a checkpoint of this run")
+
+
+def test_a_run_whose_folders_are_lost_goes_on_and_what_is_in_their_place_is_told(finished: Path) -> None:
+    (finished / "metrics.jsonl").unlink()
+    assert train(Arguments(resume=finished)) == 0
+    shutil.rmtree(finished / "checkpoints")
+    shutil.rmtree(finished / "tensorboard")
+    assert train(Arguments(resume=finished)) == 0
+    shutil.rmtree(finished / "tensorboard")
+    (finished / "tensorboard").touch()
+    with pytest.raises(InputError, match="tensorboard: cannot be written: File exists"):
+        train(Arguments(resume=finished))
+    (finished / "config.json").unlink()
+    (finished / "config.json").mkdir()
+    for run, words in ((finished, "Is a directory"), (finished / "report.json", "Not a directory|no run in it")):
+        with pytest.raises(InputError, match=words):
+            train(Arguments(resume=run))
+
+
+def test_a_run_without_checkpoint_leaves_nothing_in_the_way(
+    table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command with a smaller --lr must work; what was in the folder before is kept."""
+    out = tmp_path / "run"
+    arguments = Arguments(data=table(), out=out, preset="demo", epochs=1, batch_size=4, image_size=75, width=0.125)
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.trainer.mean_loss", lambda *_: float("nan"))
+        with pytest.raises(InputError, match="a new run with a smaller --lr"):
+            train(arguments)
+        assert not out.exists()
+        out.mkdir()
+        (out / "notes.txt").write_text("mine")
+        with pytest.raises(InputError, match="not a number"):
+            train(arguments)
+        assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    assert train(arguments) == 0
+    with pytest.raises(InputError, match="File name too long"):
+        train(replace(arguments, out=tmp_path / ("n" * 300)))
+
+
+def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(dataset, tmp_path, epochs=1)
+    trainer.fit()
+    before = trainer.run.last.read_bytes()
+
+    def full(*_: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(InputError, match=r"last.pt: cannot be written: is the disk full\?"):
+        trainer.save()
+    assert trainer.run.last.read_bytes() == before
+    assert not [path for path in trainer.run.last.parent.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("redirection", ["| true", "> /dev/full"], ids=["closed", "full"])
+def test_an_output_that_nobody_reads_is_one_line(table: Make, tmp_path: Path, redirection: str) -> None:
+    line = f"{sys.executable} -u -m engine.train --data {table()} --preset demo --out {tmp_path / 'run'} --width 0.125"
+    line += " --image-size 75 --epochs 1 --batch-size 4"
+    answer = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{line} {redirection}"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: ")
+    assert answer.stderr.count("\n") == 1
 
 
 def test_bad_input_leaves_no_folder_behind(table: Make, tmp_path: Path) -> None:
