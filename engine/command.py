@@ -78,6 +78,8 @@ class _Lines(logging.Handler):
 
 def main(command: Callable[[], int]) -> None:
     """Runs a command and leaves with its exit status."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     logger = logging.getLogger("manylabel")
     logger.handlers, logger.propagate = [_Lines()], False
     try:

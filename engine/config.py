@@ -93,8 +93,8 @@ class Config:
                 raise InputError(f"--{name.replace('_', '-')} {value}: must be {largest:,.10g} at most")
 
     @classmethod
-    def load(cls, values: dict[str, Any]) -> "Config":
-        """From the mapping that config.json holds.
+    def load(cls, values: dict[str, Any], source: object = "config.json") -> "Config":
+        """From the mapping that a run's config.json holds; `source`, its path, is for messages.
 
         Raises:
             InputError: a value of another type, or one that is no choice.
@@ -103,7 +103,7 @@ class Config:
         own = {name: value for name, value in values.items() if name in kinds}
         for name, value in own.items():
             if not _fits(value, kinds[name]):
-                raise InputError(f"{name} is {value!r}, which is not a configuration's")
+                raise InputError(f"{source}: {name} is {value!r}, which is not a configuration's")
         return cls(**own)
 
     def values(self) -> dict[str, Any]:

@@ -168,11 +168,7 @@ def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any]
         content = run.read_config()
         given.pop("resume")
         given.pop("loader_report", None)
-        try:
-            config = Config.load(content)
-        except InputError as error:
-            raise InputError(f"{run.config}: {error}") from None
-        return run, replace(config, **given), content
+        return run, replace(Config.load(content, run.config), **given), content
     preset = arguments.preset
     if preset is None:
         import torch

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from engine.command import main
 from engine.config import Config, resolve
 from engine.device import decide
 from engine.evaluate import Stopped
@@ -460,6 +461,35 @@ def test_help_loads_nothing_heavy() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert "--oversample-target" in answer.stdout
     assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_ctrl_c_in_the_first_moments_is_no_traceback() -> None:
+    """While a command is still loading its modules, and once it runs."""
+    early = "import os, sys, time; sys.argv = ['-m']; import engine; os.kill(os.getpid(), 2); time.sleep(9)"
+    late = early.replace("import engine;", "import engine; from engine.command import main; main(lambda:")
+    for code in (early, late.replace("; time.sleep(9)", ")")):
+        answer = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60
+        )
+        assert (answer.returncode, answer.stderr) == (130, "")
+
+
+def test_a_run_s_folder_taken_away_meanwhile_is_one_line(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_of(dataset, tmp_path / "run")
+    validate = trainer._predict
+
+    def without_folder(split: str) -> object:
+        shutil.rmtree(tmp_path / "run")
+        return validate(split)
+
+    trainer._predict = without_folder  # type: ignore[method-assign, assignment]
+    with pytest.raises(SystemExit) as leaving:
+        main(lambda: trainer.fit() or 0)  # type: ignore[func-returns-value]
+    assert leaving.value.code == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0].startswith(f"error: {tmp_path / 'run'}")
 
 
 def test_ctrl_c_saves_and_leaves_with_130(table: Make, tmp_path: Path) -> None:
