@@ -151,10 +151,10 @@ class Records:
         return bool(separator) and self.is_picture(cell.strip().strip('"'))
 
     def _alone(self, line: int, width: int) -> list[str]:
-        """A line read for itself; if a quote hides cells, the quotes in it are letters."""
+        """A line read for itself; if a quote hides cells, all quotes in it are passed over."""
         (row,) = csv.reader([self.text[line]], delimiter=self.separator)
         if len(row) < width:
-            bare = self.text[line].rstrip("\r\n").split(self.separator)
+            bare = [cell.strip().strip('"') for cell in self.text[line].split(self.separator)]
             if len(bare) == width:
                 return bare
             self.short.append(line + 1)

@@ -50,7 +50,7 @@ def _read_table(root: Path) -> Dataset:
         labels, names = _labels_by_column(tables)
         others = [name for name in tables["train"].header[1:] if name not in labels]
         if 0 < len(others) <= NAMED:
-            ignored.append(f"train.csv: no labels, since not 0/1: {', '.join(others)}")
+            ignored.append(f"train.csv: no labels, since not 0/1: {', '.join(map(repr, others))}")
 
     rows = Rows()
     for split, table in tables.items():

@@ -46,7 +46,7 @@ def test_a_column_of_labels_called_1(table: Make) -> None:
 def test_zero_and_one_as_numbers_of_any_kind(table: Make) -> None:
     root = table("file,sun,sea,caption\n0.jpg,1.00,0.0,one\n1.jpg,0,0e0,two\n2.jpg,True,1,three\n")
     assert labels_of(root) == {"0.jpg": {"sun"}, "1.jpg": set(), "2.jpg": {"sun", "sea"}}
-    assert read_table(root).notes == ("train.csv: no labels, since not 0/1: caption",)
+    assert read_table(root).notes == ("train.csv: no labels, since not 0/1: 'caption'",)
 
 
 @pytest.mark.parametrize("odd", ["2", "NaN", "-1", "yes"])
@@ -151,10 +151,11 @@ def test_any_caption_that_is_quoted_properly(table: Make, captions: list[str]) -
     [
         ('id,labels,caption\n0,a,"never closed\n1,b,fine\n2,c,"fine"\n', {"0": {"a"}, "1": {"b"}, "2": {"c"}}),
         ('id,caption,labels\n0,"never closed,a\n1,"fine",b\n2,"open,c\n', {"0": {"a"}, "1": {"b"}, "2": {"c"}}),
+        ('id,caption,labels\n0,"open,"a"\n1,x,b\n', {"0": {"a"}, "1": {"b"}}),
         ('id,labels,caption\n0,a,"open\n1,b,"on two\nlines"\n2,c,x\n', {"0": {"a"}, "1": {"b"}, "2": {"c"}}),
         ('id,labels,caption\n0,a,"one\n1.jpg, said ""he"", and"\n2,c,x\n', {"0": {"a"}, "2": {"c"}}),
     ],
-    ids=["ids", "before the labels", "then on two lines", "closed"],
+    ids=["ids", "before the labels", "before quoted labels", "then on two lines", "closed"],
 )
 def test_quotes_cost_no_label_and_invent_none(table: Make, text: str, expected: dict[str, set[str]]) -> None:
     assert labels_of(table(text)) == {f"{name}.jpg": labels for name, labels in expected.items()}
