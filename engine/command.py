@@ -3,11 +3,12 @@
 import contextlib
 import io
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import tyro
 
@@ -77,6 +78,8 @@ class _Lines(logging.Handler):
 
 def main(command: Callable[[], int]) -> None:
     """Runs a command and leaves with its exit status."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     logger = logging.getLogger("manylabel")
     logger.handlers, logger.propagate = [_Lines()], False
     try:
@@ -84,6 +87,18 @@ def main(command: Callable[[], int]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         status = BAD_INPUT
+    except OSError as error:  # a full disk, a folder taken away, a reader of our lines that went away
+        _close_unwritable(sys.stdout)
+        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+        status = BAD_INPUT
     except KeyboardInterrupt:
         status = INTERRUPTED
     sys.exit(status)
+
+
+def _close_unwritable(stream: TextIO) -> None:
+    """Lets the interpreter's last flush go nowhere where it would fail."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,7 +1,8 @@
 """What a training run is: presets, and the configuration that they and the command line make together."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, fields
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from pipelines.dataset import Layout
 from pipelines.errors import InputError
@@ -12,17 +13,21 @@ Device = Literal["auto", "cpu", "cuda"]
 Compile = Literal["auto", "on", "off"]
 Schedule = Literal["constant", "one-cycle", "cosine"]
 
-# More is a slip of the hand, which would end far below in an error about memory.
-LARGEST = {
-    "image_size": 8192,
-    "width": 16,
-    "batch_size": 65_536,
-    "epochs": 1_000_000,
-    "lr": 1000,
-    "seed": 2**32 - 1,
-    "oversample_target": 10_000_000,
-}
 SMALLEST_IMAGE = 75  # the network's last reduction has no pixel left below
+LARGEST = {
+    "seed": 2**32 - 1,  # what the generators of all libraries take
+    "image_size": 4096,
+    "width": 16,
+    "epochs": 1_000_000,
+    "batch_size": 65_536,
+    "lr": 1000,
+    "patience": 1_000_000,
+    "accumulate": 1_000_000,
+    "clip_grad_norm": 1e9,
+    "oversample_target": 1_000_000,
+    "checkpoint_steps": 10**9,
+    "picture_memory": 1e6,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +67,6 @@ class Config:
     picture_memory: float | None = None
 
     def __post_init__(self) -> None:
-        for name, high in LARGEST.items():
-            value = getattr(self, name)
-            if value is not None and not value <= high:
-                raise InputError(f"--{name.replace('_', '-')} {value}: must be {high:,} or less")
         for name in ("epochs", "batch_size", "lr", "width", "checkpoint_steps", "accumulate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
@@ -87,16 +88,24 @@ class Config:
             raise InputError(f"--picture-memory {self.picture_memory}: must not be negative")
         if self.seed < 0:
             raise InputError(f"--seed {self.seed}: must not be negative")
+        for name, largest in LARGEST.items():
+            value = getattr(self, name)
+            if value is not None and not value <= largest:
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be {largest:,.10g} at most")
 
     @classmethod
-    def load(cls, values: dict[str, Any]) -> "Config":
-        """From the mapping that config.json holds."""
-        kinds = get_type_hints(cls)
-        given = {name: value for name, value in values.items() if name in kinds}
-        for name, value in given.items():
+    def load(cls, values: dict[str, Any], source: object = "config.json") -> "Config":
+        """From the mapping that a run's config.json holds; `source`, its path, is for messages.
+
+        Raises:
+            InputError: a value of another type, or one that is no choice.
+        """
+        kinds = {field.name: field.type for field in fields(cls)}
+        own = {name: value for name, value in values.items() if name in kinds}
+        for name, value in own.items():
             if not _fits(value, kinds[name]):
-                raise InputError(f"config.json: {name} is {value!r}")
-        return cls(**given)
+                raise InputError(f"{source}: {name} is {value!r}, which is not a configuration's")
+        return cls(**own)
 
     def values(self) -> dict[str, Any]:
         """As plain data, for config.json."""
@@ -104,14 +113,14 @@ class Config:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value of JSON is of a field's type."""
+    """Whether a value read from JSON is of a type that a field of Config has."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
-    if get_args(kind):
+    if isinstance(kind, UnionType):
         return any(_fits(value, one) for one in get_args(kind))
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, (int, float) if kind is float else kind)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 PRESETS: dict[Preset, dict[str, Any]] = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, precision_recall_fscore_support
+from sklearn.metrics import average_precision_score, precision_recall_curve, precision_recall_fscore_support
 
 FEW_POSITIVES = 20  # a label with fewer shares the threshold that suits all labels together
 
@@ -21,18 +21,18 @@ class Scores:
 
 def scores(probabilities: NDArray[np.float32], targets: NDArray[np.bool_], thresholds: Any = 0.5) -> Scores:
     """Scores of [rows, labels] probabilities; a label that neither occurs nor is predicted counts 0 in macro_f1."""
-    decided, labels = probabilities >= thresholds, range(targets.shape[1])
-    truth, answer = _multi_label(targets), _multi_label(decided)
+    decided = probabilities >= thresholds
     return Scores(
-        float(f1_score(truth, answer, average="micro", zero_division=0, labels=labels)),
-        float(f1_score(truth, answer, average="macro", zero_division=0, labels=labels)),
+        float(_counted(targets, decided, "micro")[2]),
+        float(_counted(targets, decided, "macro")[2]),
         float(np.nanmean(average_precision(probabilities, targets))) if targets.any() else 0.0,
     )
 
 
-def _multi_label(cases: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """[rows, labels] for the library, to which a single column would be two classes: with an empty second one."""
-    return np.pad(cases, ((0, 0), (0, 1))) if cases.shape[1] == 1 else cases
+def _counted(targets: NDArray[np.bool_], decided: NDArray[np.bool_], average: str | None) -> Any:
+    """precision, recall, F1 and support; an empty column beside, lest one label alone be taken for two classes."""
+    pair = (np.pad(matrix, ((0, 0), (0, 1))) for matrix in (targets, decided))
+    return precision_recall_fscore_support(*pair, average=average, zero_division=0, labels=range(targets.shape[1]))
 
 
 def average_precision(probabilities: NDArray[np.float32], targets: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -49,13 +49,7 @@ def per_label(
     labels: tuple[str, ...], probabilities: NDArray[np.float32], targets: NDArray[np.bool_], thresholds: Any = 0.5
 ) -> list[dict[str, Any]]:
     """precision, recall, f1, ap and support of each label, in label order; ap is None without a positive row."""
-    precision, recall, f1, support = precision_recall_fscore_support(
-        _multi_label(targets),
-        _multi_label(probabilities >= thresholds),
-        average=None,
-        zero_division=0,
-        labels=range(len(labels)),
-    )
+    precision, recall, f1, support = _counted(targets, probabilities >= thresholds, None)
     ap = average_precision(probabilities, targets)
     return [
         {

@@ -6,7 +6,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raises the error at hand again, which the library would turn into an exit: it is for `engine.command`."""
+        raise
+
+
+console = _Console(highlight=False, soft_wrap=True)
 
 Advance = Callable[[int, int, str], None]  # done, total, figures
 

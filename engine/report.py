@@ -24,7 +24,7 @@ def write_page(run: Run) -> None:
     report, config, epochs = json.loads(run.report.read_text()), run.read_config(), run.metric_lines()
     thresholds = json.loads(run.thresholds.read_text())
     figures = {"learning curves": draw_curves(epochs), "F1 of each label": draw_labels(report["labels"])}
-    pictures = {name: _save(run.folder / "figures", name, figure) for name, figure in figures.items()}
+    pictures = {name: _save(run.figures, name, figure) for name, figure in figures.items()}
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.html.jinja")
     page = template.render(

@@ -1,8 +1,9 @@
 """A run's folder: where each file lies, and how it is written so that nothing is ever half there."""
 
+import contextlib
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 
 from pipelines.cache import replace_file
-from pipelines.errors import InputError
+from pipelines.errors import InputError, reading
 
-LINE = {"epoch", "train_loss", "val_loss", "micro_f1", "macro_f1", "map", "lr", "images_per_s", "seconds"}  # of metrics
+FIGURES = ("epoch", "train_loss", "val_loss", "micro_f1", "macro_f1", "map", "seconds")  # that a line must have
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,14 @@ class Run:
         return self.folder / "tensorboard"
 
     @property
+    def figures(self) -> Path:
+        return self.folder / "figures"
+
+    @property
+    def sampling(self) -> Path:
+        return self.folder / "sampling.csv"
+
+    @property
     def rejected(self) -> Path:
         return self.folder / "rejected.csv"
 
@@ -65,12 +74,10 @@ class Run:
             return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
 
     def require_new(self) -> None:
-        """Raises InputError where a run has left more than its configuration in the folder, or no file can be there."""
-        try:
-            begun = self.config.exists() and (self.last.exists() or self.best.exists())
-        except OSError as error:
-            raise InputError(f"{self.folder}: cannot be written: {error.strerror}") from None
-        if begun:
+        """Raises InputError where the folder has a run in it already, or cannot be one."""
+        with reading(self.folder):
+            exists = self.config.exists()
+        if exists:
             raise InputError(f"{self.folder}: there is a run in it; --resume {self.folder} continues it")
 
     def create(self) -> None:
@@ -80,27 +87,46 @@ class Run:
             InputError: it cannot be written.
         """
         try:
-            self.last.parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / "figures").mkdir(exist_ok=True)
+            for folder in (self.last.parent, self.figures, self.tensorboard):
+                folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{self.folder}: cannot be written: {error.strerror}") from None
+            raise InputError(f"{error.filename or self.folder}: cannot be written: {error.strerror}") from None
+
+    @contextlib.contextmanager
+    def created(self) -> Iterator[None]:
+        """A new run's folder; what an error leaves there without a checkpoint is taken away, lest it be in the way."""
+        try:
+            self.create()
+            yield
+        except BaseException:
+            if not self.last.exists() and not self.best.exists():
+                self._remove()
+            raise
+
+    def _remove(self) -> None:
+        """The files of a run without checkpoints, and folders that are empty then."""
+        files = [self.config, self.metrics, self.rejected, self.sampling, *self.tensorboard.glob("events.out.*")]
+        with contextlib.suppress(OSError):
+            for file in files:
+                file.unlink(missing_ok=True)
+            for folder in (self.last.parent, self.figures, self.tensorboard, self.folder):
+                folder.rmdir()
 
     def read_config(self) -> dict[str, Any]:
         """The content of config.json.
 
         Raises:
-            InputError: there is no run in the folder.
+            InputError: there is no run in the folder, or config.json is not one of ours.
         """
-        try:
-            content: dict[str, Any] = json.loads(self.config.read_text())
-        except FileNotFoundError:
-            raise InputError(f"{self.folder}: no run in it (config.json is missing)") from None
-        except OSError as error:
-            raise InputError(f"{self.folder}: no run in it ({error.strerror})") from None
-        except ValueError as error:
-            raise InputError(f"{self.config}: not JSON: {error}") from None
+        with reading(self.config):
+            if not self.config.exists():
+                raise InputError(f"{self.folder}: no run in it (config.json is missing)")
+            try:
+                content = json.loads(self.config.read_text())
+            except ValueError as error:
+                raise InputError(f"{self.config}: not JSON: {error}") from None
         if not isinstance(content, dict):
-            raise InputError(f"{self.config}: holds no configuration")
+            raise InputError(f"{self.config}: not a configuration")
         return content
 
     def metric_lines(self) -> list[dict[str, Any]]:
@@ -111,13 +137,15 @@ class Run:
         """
         if not self.metrics.exists():
             return []
+        with reading(self.metrics):
+            text = self.metrics.read_text()
         try:
-            lines = [json.loads(line) for line in self.metrics.read_text().splitlines()]
-            if not all(line.keys() >= LINE for line in lines):
-                raise KeyError
-            return sorted(lines, key=lambda line: int(line["epoch"]))
-        except (ValueError, TypeError, KeyError, AttributeError):
+            lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+            if not all(isinstance(line[name], int | float) for line in lines for name in FIGURES):
+                raise TypeError
+        except (ValueError, TypeError, KeyError):
             raise InputError(f"{self.metrics}: has a line that is not an epoch's figures") from None
+        return sorted(lines, key=lambda line: line["epoch"])
 
     def write_metrics(self, lines: Iterable[dict[str, Any]]) -> None:
         """All epochs' lines."""
@@ -135,14 +163,14 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Tensors and plain values to a file, whole or not at all.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the disk is full, or fails otherwise.
     """
     try:
         with replace_file(path) as temporary:
             torch.save(state, temporary)
-    except (OSError, RuntimeError) as error:  # torch has its own for a full disk
-        why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise InputError(f"{path}: cannot be written ({why}); what was saved before is whole") from None
+    except (OSError, RuntimeError) as error:  # the latter is what torch makes of a failed write
+        why = getattr(error, "strerror", None) or "is the disk full?"
+        raise InputError(f"{path}: cannot be written: {why}") from None
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -152,9 +180,11 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         InputError: no such file, or it is damaged or holds more than tensors and plain values.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except Exception as error:  # whatever a damaged file makes of the reader
         raise InputError(f"{path}: not a usable checkpoint ({type(error).__name__})") from None
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: not a usable checkpoint (it holds a {type(state).__name__})")
     return state

@@ -19,7 +19,7 @@ def sampling_report(dataset: Dataset, config: Config, run: Run) -> list[str]:
     targets = dataset.targets[dataset.splits["train"]]
     drawn = epoch_rows(targets, config.sampling, config.seed, 0, config.oversample_target)
     before, after = targets.sum(0), targets[drawn].sum(0)
-    with (run.folder / "sampling.csv").open("w", newline="", encoding="utf-8") as file:
+    with run.sampling.open("w", newline="", encoding="utf-8") as file:
         rows = zip(dataset.labels, before.tolist(), after.tolist(), strict=True)
         csv.writer(file).writerows([("label", "before", "after"), *rows])
     lines = []

@@ -1,5 +1,6 @@
 """python -m engine.train: a folder of photographs and a table of labels in, a trained network out."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -135,15 +136,16 @@ def train(arguments: Arguments) -> int:
         if resumed is not None:
             run.create()
             trainer.restore()
-            write_json(run.config, {**resumed, **config.values()})  # --epochs and others may be new
-        else:
-            if config.init is not None:
-                say(load_weights(trainer.model, weights, Path(config.init)))
-            run.create()  # only now: bad input so far leaves no folder behind
-            _record(run, config, dataset)
-        _describe(run, config, dataset, placement)
+            if resumed != {**resumed, **config.values()}:  # what was given beside --resume holds from now on
+                write_json(run.config, {**resumed, **config.values()})
+        elif config.init is not None:
+            say(load_weights(trainer.model, weights, Path(config.init)))
         try:
-            with BackgroundCheck(dataset.root) as check:
+            # Only now: bad input so far leaves no folder behind.
+            with run.created() if resumed is None else nullcontext(), BackgroundCheck(dataset.root) as check:
+                if resumed is None:
+                    _record(run, config, dataset)
+                _describe(run, config, dataset, placement)
                 trainer.fit()
                 _tell_bad(check.found(), dataset)
         except Stopped:
@@ -169,10 +171,7 @@ def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any]
         content = run.read_config()
         given.pop("resume")
         given.pop("loader_report", None)
-        try:
-            return run, replace(Config.load(content), **given), content
-        except TypeError:
-            raise InputError(f"{run.config}: holds values that are not a configuration") from None
+        return run, replace(Config.load(content, run.config), **given), content
     preset = arguments.preset
     if preset is None:
         import torch

@@ -56,7 +56,7 @@ def load_trained(folder: Path) -> Trained:
     run = Run(folder)
     content = run.read_config()
     try:
-        config, labels = Config.load(content), tuple(content["labels"])
+        config, labels = Config.load(content, run.config), tuple(content["labels"])
         fingerprint = str(content["fingerprint"])
     except (TypeError, KeyError):
         raise InputError(f"{run.config}: holds values that are not a run's") from None

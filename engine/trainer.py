@@ -128,7 +128,7 @@ class Trainer:
             raise
         finally:
             writer.close()
-        self._final_report()  # last.pt is complete: whatever happens from here on, a resumed run makes the report
+        self._final_report()  # stopped there, nothing is saved: last.pt is whole, and the network holds the best epoch
 
     def stream(self) -> PictureStream:
         """The training pictures from the first step on."""
@@ -210,7 +210,9 @@ class Trainer:
         targets = self.dataset.targets[rows]
         line: dict[str, Any] = {"epoch": at.epoch + 1, "train_loss": train_loss, "val_loss": mean_loss(logits, targets)}
         if not (math.isfinite(train_loss) and math.isfinite(line["val_loss"])):
-            raise InputError(f"the loss is not a number after epoch {at.epoch + 1}; a smaller --lr helps")
+            raise InputError(
+                f"the loss is not a number after epoch {at.epoch + 1}; a new run with a smaller --lr helps"
+            )
         line |= asdict(scores(torch.sigmoid(logits).numpy(), targets))
         at.seconds += time.perf_counter() - began
         line |= {
@@ -259,14 +261,11 @@ class Trainer:
 
     def _final_report(self) -> None:
         """Figures and thresholds of the best epoch on validation."""
-        best = load_checkpoint(self.run.best, self.placement.device)
-        try:
-            self.model.load_state_dict(best["model"])
-        except (KeyError, TypeError, RuntimeError):
-            raise InputError(f"{self.run.best}: is no checkpoint of this run") from None
+        weights, epoch = self._best()
+        self.model.load_state_dict(weights)
         logits, rows = self._predict("val")
         report, thresholds = figures(logits, self.dataset.targets[rows], self.dataset)
-        content = {"split": "val", "epoch": best["progress"]["epoch"], **report}
+        content = {"split": "val", "epoch": epoch, **report}
         write_json(self.run.thresholds, dict(zip(self.dataset.labels, thresholds, strict=True)))
         write_json(self.run.report, content)
         write_page(self.run)
@@ -298,19 +297,18 @@ class Trainer:
             return
         state = load_checkpoint(self.run.last, self.placement.device)
         try:
-            if not isinstance(state, dict):
-                raise TypeError
-            self._take(state)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
-            raise InputError(f"{self.run.last}: is no checkpoint of this run") from None
-        lines = self.run.metric_lines()
-        done = [line for line in lines if line["epoch"] <= self.progress.epoch]
-        if len(done) < self.progress.epoch:
-            raise InputError(f"{self.run.metrics}: lacks epochs that {self.run.last} has behind it")
+            self._take_over(state)
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{self.run.last}: not a checkpoint of this run: {said}") from None
+        if self.progress.epoch:
+            self._best()  # better told now than after the last epoch
+        done = [line for line in self.run.metric_lines() if line["epoch"] <= self.progress.epoch]
         self.run.write_metrics(done)
 
-    def _take(self, state: dict[str, Any]) -> None:
-        """All that `save` wrote."""
+    def _take_over(self, state: dict[str, Any]) -> None:
         if tuple(state["labels"]) != self.dataset.labels:
             raise InputError(f"{self.run.last}: was trained for other labels than the data set has")
         self.model.load_state_dict(state["model"])
@@ -323,3 +321,20 @@ class Trainer:
         torch.set_rng_state(state["rng"].cpu())
         if state["rng_cuda"] is not None and self.placement.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"].cpu())
+
+    def _best(self) -> tuple[dict[str, Tensor], int]:
+        """Weights and epoch that best.pt holds.
+
+        Raises:
+            InputError: it is missing, damaged, or another network's.
+        """
+        best = load_checkpoint(self.run.best, self.placement.device)
+        own = self.model.state_dict()
+        try:
+            weights, epoch = best["model"], int(best["progress"]["epoch"])
+            fits = {name: t.shape for name, t in weights.items()} == {name: t.shape for name, t in own.items()}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            fits = False
+        if not fits:
+            raise InputError(f"{self.run.best}: not a checkpoint of this run")
+        return weights, epoch

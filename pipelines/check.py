@@ -149,9 +149,9 @@ def decode_failures(paths: list[str], progress: Callable[[int, int], None] | Non
         for number, batch in enumerate(batches):
             try:
                 decode()
-                reasons += [""] * len(batch)
+                reasons += [_misread(path) for path in batch]
             except RuntimeError:
-                reasons += [_reason(path) if not _decodes(path) else "" for path in batch]
+                reasons += [_reason(path) if not _decodes(path) else _misread(path) for path in batch]
                 decode = _decoder(batches[number + 1 :])  # a pipeline that failed is not used again
             if progress is not None:
                 progress(len(reasons), len(paths))
@@ -189,6 +189,19 @@ def _decodes(path: str) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _misread(path: str) -> str:
+    """A reason against a picture that decodes, but to something else than a viewer shows: TIFF of 32-bit numbers."""
+    from PIL import Image
+
+    if not path.lower().endswith((".tif", ".tiff")):
+        return ""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            return "numbers of 32 bits are not supported" if image.mode in ("F", "I") else ""
+    except Exception:  # whatever it is that Pillow cannot read, the decoder could
+        return ""
 
 
 def _reason(path: str) -> str:

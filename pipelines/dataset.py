@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -96,18 +96,6 @@ class Dataset:
 def label_order(names: Iterable[str]) -> tuple[str, ...]:
     """Label names once each in natural order ("2" before "10")."""
     return tuple(natsorted(set(names)))
-
-
-def merged_rows(split: str, count: int) -> str:
-    """What is said of further rows of pictures that a split has already."""
-    return f"{split}: {count:,} further rows of the same pictures were merged into one row each"
-
-
-def shared_between_splits(files: Sequence[str], splits: Mapping[str, NDArray[np.int64]]) -> list[str]:
-    """What is said of pictures that training and another split share, a line each."""
-    train = {files[row] for row in splits.get("train", ())}
-    shared = {name: sum(files[row] in train for row in rows) for name, rows in splits.items() if name != "train"}
-    return [f"{name}: {count:,} pictures are in train too" for name, count in shared.items() if count]
 
 
 def multi_hot(rows: Sequence[Iterable[str]], labels: Sequence[str]) -> NDArray[np.bool_]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from natsort import natsorted
 
+from pipelines.delimited import read_csv
 from pipelines.errors import InputError
 from pipelines.pictures import SUFFIXES, PictureFolders
-from pipelines.table import PICTURE_FOLDERS, read_csv
+from pipelines.table import PICTURE_FOLDERS
 
 TABLES = (".csv", ".tsv")
 STANDARD_INPUT = "-"
@@ -60,6 +61,6 @@ def _folder(folder: str) -> list[str]:
 def _table(table: Path) -> Iterator[str]:
     """Pictures beside the table or in the folders that a data set has; a name that is not found stays as it is."""
     folders = PictureFolders(table.parent, (table.stem, *PICTURE_FOLDERS))
-    for name in read_csv(table, columns=1).pictures:
+    for name in read_csv(table, columns=1, is_picture=folders.has).pictures:
         found = folders.find(name)
         yield str(table.parent / (found or name))

@@ -3,9 +3,11 @@
 import os
 from pathlib import Path, PurePosixPath
 
+from pipelines.errors import reading
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm")
 
-MISSING, OUTSIDE = "no such picture", "outside the data folder"
+MISSING, OUTSIDE, NO_FILE = "no such picture", "outside the data folder", "not a file"
 
 
 class PictureFolders:
@@ -18,39 +20,61 @@ class PictureFolders:
 
     def __init__(self, root: Path, folders: tuple[str, ...]) -> None:
         self.root = root
-        self.real_root = root.resolve()
-        self.folders = [folder for folder in folders if (root / folder).is_dir()]
+        self.real_root = os.path.realpath(root)
+        self.folders = [folder for folder in folders if os.path.isdir(root / folder)]
         self._names: dict[str, dict[str, str]] = {}
         self._stems: dict[str, dict[str, str]] = {}
+        self._refused: dict[str, str] = {}
 
     def find(self, name: str) -> str | None:
         """Path relative to root of the picture with this file name or id; None where there is none inside root."""
-        parent = ""
-        if "/" in name or "\\" in name:
-            path = PurePosixPath(name.replace("\\", "/"))
-            if path.is_absolute() or ".." in path.parts:
-                return None
-            parent, name = str(path.parent), path.name
-        for folder in self.folders:
-            found = self._look_up(os.path.normpath(os.path.join(folder, parent)) if parent else folder, name)
+        parent, name = self._parted(name)
+        if parent is None:
+            return None
+        for folder in self.folders if not os.path.isabs(parent) else ["."]:
+            found = self._look_up(self._place(folder, parent), name)
             if found is not None:
-                return found or None
+                return None if found in self._refused else found
         return None
+
+    def has(self, name: str) -> bool:
+        """Whether `find` finds it."""
+        return bool(name) and self.find(name) is not None
 
     def why_not(self, name: str) -> str:
         """The reason why `find` finds nothing."""
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts:
+        parent, name = self._parted(name)
+        if parent is None:
             return OUTSIDE
         for folder in self.folders:
-            below = self.root / folder / path.parent
-            found = self._look_up(os.path.normpath(os.path.join(folder, path.parent)), path.name)
-            if found == "" or (below.is_dir() and not self._inside(below)):
+            place = self._place(folder, parent)
+            found = self._look_up(place, name)
+            if found is not None:
+                return self._refused.get(found, MISSING)
+            if os.path.isdir(self.root / place) and not self._inside(self.root / place):
                 return OUTSIDE
         return MISSING
 
+    def _parted(self, name: str) -> tuple[str | None, str]:
+        """Folder and name; the folder "" where there is none, absolute below root, None where it leads outside."""
+        if "/" not in name and "\\" not in name:
+            return "", name
+        path = PurePosixPath(name.replace("\\", "/"))
+        if ".." in path.parts:
+            return None, path.name
+        if path.is_absolute():
+            roots = [base for base in (self.root.absolute(), self.real_root) if path.is_relative_to(base)]
+            return (f"/{path.relative_to(roots[0]).parent}" if roots else None), path.name
+        return str(path.parent), path.name
+
+    @staticmethod
+    def _place(folder: str, parent: str) -> str:
+        if not parent:
+            return folder
+        return os.path.normpath(parent[1:] if os.path.isabs(parent) else os.path.join(folder, parent))
+
     def _look_up(self, folder: str, name: str) -> str | None:
-        """Path from root of a folder's file by its name or id; "" where it leads outside."""
+        """Path from root of a folder's entry by its name or id; `_refused` has it where it is not to be opened."""
         if folder not in self._names:
             self._names[folder] = self._list(folder)
         found = self._names[folder].get(name)
@@ -62,23 +86,29 @@ class PictureFolders:
 
     def _list(self, folder: str) -> dict[str, str]:
         place = self.root / folder
-        if not place.is_dir() or not self._inside(place):
+        if not os.path.isdir(place) or not self._inside(place):
             return {}
         start = "" if folder == "." else f"{folder}/"
         paths = {}
-        with os.scandir(place) as entries:
+        with reading(place), os.scandir(place) as entries:
             for entry in entries:
-                if entry.is_symlink() and not self._inside(place / entry.name):
-                    paths[entry.name] = ""
-                elif entry.is_file():  # no pipe, which would keep the reader waiting
-                    paths[entry.name] = start + entry.name
+                path = start + entry.name
+                if entry.is_symlink():  # is_file() raises where links go in a circle
+                    if not self._inside(place / entry.name):
+                        self._refused[path] = OUTSIDE
+                    elif os.path.isdir(place / entry.name):
+                        continue
+                    elif not os.path.isfile(place / entry.name):
+                        self._refused[path] = MISSING
+                elif entry.is_dir():
+                    continue
+                elif not entry.is_file():  # a pipe would be waited for without end
+                    self._refused[path] = NO_FILE
+                paths[entry.name] = path
         return paths
 
     def _inside(self, path: Path) -> bool:
-        try:
-            return path.resolve().is_relative_to(self.real_root)
-        except (OSError, RuntimeError):  # links in a circle
-            return False
+        return Path(os.path.realpath(path)).is_relative_to(self.real_root)
 
 
 def _stems(paths: dict[str, str]) -> dict[str, str]:

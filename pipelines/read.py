@@ -1,19 +1,17 @@
 """Reads a data set of any known layout, and checks it."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipelines.check import TOLERATED, undecodable
 from pipelines.coco import read_coco
 from pipelines.dataset import Dataset, Layout, require_rows
-from pipelines.errors import InputError
+from pipelines.errors import InputError, reading
 from pipelines.split import with_validation
 from pipelines.table import read_table
 from pipelines.voc import read_voc
-from pipelines.webdataset import read_webdataset
 
-READERS = {"table": read_table, "coco": read_coco, "voc": read_voc, "webdataset": read_webdataset}
+READERS = {"table": read_table, "coco": read_coco, "voc": read_voc}
 
 
 def read_dataset(
@@ -55,28 +53,18 @@ def read_layout(root: Path, layout: Layout = "auto") -> Dataset:
     Raises:
         InputError: no such folder, no known layout, or a broken table.
     """
-    if not root.exists():
-        raise InputError(f"{root}: no such folder")
-    if not root.is_dir():
-        raise InputError(f"{root}: not a folder; give the folder that holds the table and the pictures")
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise InputError(f"{root}: no permission to read it")
-    if layout == "auto":
-        layout = _detect(root)
-    if layout == "table" and not (root / "train.csv").is_file():
-        raise InputError(f"{root}: no train.csv")
-    if layout == "coco" and not (root / "annotations").is_dir():
-        raise InputError(f"{root}: no folder annotations")
-    if layout == "webdataset" and not any(root.glob("train-*.tar")):
-        raise InputError(f"{root}: no train-*.tar")
-    try:
+    with reading(root):
+        if not root.exists():
+            raise InputError(f"{root}: no such folder")
+        if not root.is_dir():
+            raise InputError(f"{root}: not a folder; give the folder that holds the table and the pictures")
+        if layout == "auto":
+            layout = _detect(root)
+        if layout == "table" and not (root / "train.csv").is_file():
+            raise InputError(f"{root}: no train.csv")
+        if layout == "coco" and not (root / "annotations").is_dir():
+            raise InputError(f"{root}: no folder annotations")
         return READERS[layout](root)
-    except OSError as error:
-        raise InputError(f"{error.filename or root}: cannot be read: {error.strerror}") from None
-    except UnicodeError as error:
-        raise InputError(f"{root}: holds text that is not UTF-8 ({error})") from None
-    except RecursionError:
-        raise InputError(f"{root}: holds JSON that is nested too deep") from None
 
 
 def _detect(root: Path) -> Layout:
@@ -86,8 +74,4 @@ def _detect(root: Path) -> Layout:
         return "coco"
     if (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir():
         return "voc"
-    if any(root.glob("train-*.tar")):
-        return "webdataset"
-    raise InputError(
-        f"{root}: neither train.csv nor annotations/*.json nor JPEGImages/ with Annotations/ nor train-*.tar is there"
-    )
+    raise InputError(f"{root}: neither train.csv nor annotations/*.json nor JPEGImages/ with Annotations/ is there")

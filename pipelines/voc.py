@@ -1,20 +1,20 @@
 """Reader of the Pascal VOC layout: JPEGImages/, Annotations/*.xml, ImageSets/Main/{train,val,trainval,test}.txt."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
-
-from pipelines.dataset import Dataset, Rejected, label_order, merged_rows, multi_hot, shared_between_splits
-from pipelines.errors import InputError
+from pipelines.dataset import Dataset, Rejected, label_order
+from pipelines.errors import InputError, reading
 from pipelines.pictures import PictureFolders
+from pipelines.rows import Rows
 
 
 def read_voc(root: Path) -> Dataset:
     """Reads the VOC layout from its folder. Objects marked difficult count: they are in the picture.
 
     Raises:
-        InputError: no list of training pictures, or an annotation that is not XML.
+        InputError: no list of training pictures, or an annotation that is not XML or has an object without a name.
     """
     lists = {name: root / "ImageSets" / "Main" / f"{name}.txt" for name in ("train", "val", "test")}
     if not lists["train"].is_file():
@@ -22,42 +22,35 @@ def read_voc(root: Path) -> Dataset:
     if not lists["train"].is_file():
         raise InputError(f"{root / 'ImageSets' / 'Main'}: neither train.txt nor trainval.txt is there")
     folders = PictureFolders(root, ("JPEGImages",))
-    files: list[str] = []
-    names: list[set[str]] = []
-    splits: dict[str, np.ndarray] = {}
-    rejected: list[Rejected] = []
-    notes: list[str] = []
+    rows = Rows()
     for split, path in lists.items():
-        if not path.is_file():
-            continue
-        row_of: dict[str, int] = {}
-        merged = 0
-        for identifier in (line.split()[0] for line in path.read_text("utf-8-sig").splitlines() if line.strip()):
-            file = folders.find(identifier)
-            annotation = root / "Annotations" / f"{identifier}.xml"
-            if file is None:
-                rejected.append(Rejected(identifier, folders.why_not(identifier)))
-            elif not annotation.is_file():
-                rejected.append(Rejected(identifier, "no annotation"))
-            elif file in row_of:
-                merged += 1
-            else:
-                row_of[file] = len(files)
-                files.append(file)
-                names.append(_objects(annotation))
-        splits[split] = np.array(list(row_of.values()), np.int64)
-        if merged:
-            notes.append(merged_rows(split, merged))
-    labels = label_order(name for row in names for name in row)
-    notes += shared_between_splits(files, splits)
-    return Dataset(root, "voc", labels, tuple(files), multi_hot(names, labels), splits, tuple(rejected), tuple(notes))
+        if path.is_file():
+            rows.add(split, _listed(root, path, folders, rows.rejected), path.name)
+    return rows.dataset(root, "voc", label_order(name for names in rows.names for name in names))
 
 
-def _objects(path: Path) -> set[str]:
-    try:
-        names = {(item.text or "").strip() for item in ElementTree.parse(path).iterfind("object/name")}
-    except (ElementTree.ParseError, LookupError) as error:  # the latter for an encoding that nobody knows
-        raise InputError(f"{path}: not XML: {error}") from None
+def _listed(
+    root: Path, path: Path, folders: PictureFolders, rejected: list[Rejected]
+) -> Iterator[tuple[str, frozenset[str]]]:
+    with reading(path):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    for identifier in (line.split()[0] for line in lines if line.strip()):
+        file = folders.find(identifier)
+        annotation = root / "Annotations" / f"{identifier}.xml"
+        if file is None:
+            rejected.append(Rejected(identifier, folders.why_not(identifier)))
+        elif not annotation.is_file():
+            rejected.append(Rejected(identifier, "no annotation"))
+        else:
+            yield file, _objects(annotation)
+
+
+def _objects(path: Path) -> frozenset[str]:
+    with reading(path):
+        try:
+            names = frozenset((item.text or "").strip() for item in ElementTree.parse(path).iterfind("object/name"))
+        except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: an unknown encoding
+            raise InputError(f"{path}: not XML: {error}") from None
     if "" in names:
-        raise InputError(f"{path}: has an object without a name")
+        raise InputError(f"{path}: has an object whose name is empty")
     return names

@@ -76,6 +76,7 @@ def save_kinds() -> Callable[[Path], tuple[list[str], list[str]]]:
         (folder / "truncated.jpg").write_bytes(whole[: len(whole) * 2 // 3])
         (folder / "half.png").write_bytes((folder / "alpha.png").read_bytes()[:300])
         image.save(folder / "moving.gif")
-        return good, ["empty.jpg", "half.png", "moving.gif", "text.jpg", "truncated.jpg"]
+        image.convert("F").save(folder / "numbers.tiff")
+        return good, ["empty.jpg", "half.png", "moving.gif", "numbers.tiff", "text.jpg", "truncated.jpg"]
 
     return save

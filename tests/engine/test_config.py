@@ -47,6 +47,12 @@ def test_presets_resolve_and_survive_json(preset: str) -> None:
         ({"oversample_target": 0}, "--oversample-target 0"),
         ({"patience": 0}, "--patience 0"),
         ({"seed": -1}, "--seed -1"),
+        ({"seed": 2**32}, "--seed 4294967296: must be 4,294,967,295 at most"),
+        ({"width": float("inf")}, "--width inf: must be 16 at most"),
+        ({"lr": float("inf")}, "--lr inf"),
+        ({"oversample_target": 10**13}, "--oversample-target 10000000000000: must be 1,000,000 at most"),
+        ({"image_size": 100_000}, "--image-size 100000: must be 4,096 at most"),
+        ({"picture_memory": float("nan")}, "--picture-memory nan"),
         ({"width": 0.0}, "--width 0.0"),
         ({"accumulate": 0}, "--accumulate 0: must be above 0"),
         ({"clip_grad_norm": -1.0}, "--clip-grad-norm -1.0: must be above 0"),
@@ -57,6 +63,17 @@ def test_presets_resolve_and_survive_json(preset: str) -> None:
 def test_impossible_values(values: dict[str, float], words: str) -> None:
     with pytest.raises(InputError, match=words):
         resolve("paper", values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"epochs": "many"}, {"epochs": 2.5}, {"epochs": True}, {"lr": None}, {"schedule": "odd"}, {"data": []}],
+    ids=str,
+)
+def test_values_from_a_file_are_of_their_types(values: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="not a configuration's"):
+        Config.load(values)
+    assert Config.load({"lr": 1, "patience": None, "data": "x"}).patience is None
 
 
 def test_learning_rates() -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from engine.metrics import FEW_POSITIVES, average_precision, per_label, scores, tuned_thresholds
 
@@ -15,6 +16,29 @@ def test_scores_of_a_small_table_by_hand() -> None:
     assert got.macro_f1 == pytest.approx(0.5)
     # label 0: 0.9 hit, 0.8 no, 0.4 hit: (1 + 2/3) / 2; label 1: 0.7 hit, 0.6 no, 0.3 hit
     assert got.map == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_a_single_label_by_hand() -> None:
+    """One column is a label with and without, not two classes that count alike."""
+    probabilities = np.array([[0.9], [0.8], [0.2], [0.1], [0.7], [0.3]], np.float32)
+    targets = np.array([[1], [0], [1], [0], [0], [0]], bool)
+    (row,) = per_label(("only",), probabilities, targets)
+    assert (row["precision"], row["recall"], row["f1"]) == pytest.approx((1 / 3, 0.5, 0.4))
+    assert row["support"] == 2
+    got = scores(probabilities, targets)
+    assert (got.micro_f1, got.macro_f1) == pytest.approx((0.4, 0.4))
+    assert scores(probabilities, np.zeros_like(targets)).micro_f1 == 0
+
+
+@pytest.mark.parametrize("labels", [2, 5])
+def test_several_labels_as_scikit_learn_has_them(labels: int) -> None:
+    rng = np.random.default_rng(labels)
+    targets, probabilities = rng.random((60, labels)) < 0.3, rng.random((60, labels)).astype(np.float32)
+    got = scores(probabilities, targets)
+    for average, f1 in (("micro", got.micro_f1), ("macro", got.macro_f1)):
+        assert f1 == pytest.approx(f1_score(targets, probabilities >= 0.5, average=average))
+    each = [row["f1"] for row in per_label(tuple(map(str, range(labels))), probabilities, targets)]
+    assert each == pytest.approx(f1_score(targets, probabilities >= 0.5, average=None))
 
 
 def test_labels_without_and_with_only_positives() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from engine.command import INTERRUPTED
+from engine.command import main
 from engine.config import Config, resolve
 from engine.device import decide
 from engine.evaluate import Stopped
@@ -77,6 +78,26 @@ def test_resuming_ends_bit_identical(dataset: Dataset, tmp_path: Path, stop_at: 
     assert lines == lines_2
     assert len(lines) == 2
     assert report == report_2
+
+
+def test_stopped_in_the_final_report_the_last_epoch_stays(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network holds the best epoch then, which must not get into last.pt."""
+    losses = iter([0.5, 0.6])
+    monkeypatch.setattr("engine.trainer.mean_loss", lambda *_: next(losses))
+    trainer = trainer_of(dataset, tmp_path)
+    report, at_the_end = trainer._final_report, []
+
+    def stopped_report() -> None:
+        at_the_end.append(Run(tmp_path).last.read_bytes())
+        trainer.stopped = lambda: True
+        report()
+
+    monkeypatch.setattr(trainer, "_final_report", stopped_report)
+    with pytest.raises(Stopped):
+        trainer.fit()
+    assert [Run(tmp_path).last.read_bytes()] == at_the_end
 
 
 STEADY = {"accumulate": 3, "clip_grad_norm": 0.5, "ema_decay": 0.7, "schedule": "cosine"}
@@ -242,6 +263,7 @@ def test_a_run_s_folder(table: Make, tmp_path: Path) -> None:
         train(Arguments(resume=out, lr=0.1))
     assert train(Arguments(resume=out, epochs=2)) == 0
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+    assert json.loads((out / "config.json").read_text()) == {**config, "epochs": 2}
 
     small = replace(arguments, init=out / "checkpoints" / "best.pt")
     assert train(replace(small, out=tmp_path / "other")) == 0
@@ -275,80 +297,119 @@ def test_unusable_checkpoints(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("config.json", '{"epochs": "many"}', "epochs is 'many'"),
-        ("config.json", '{"device": "tpu"}', "device is 'tpu'"),
-        ("config.json", '{"layout": 5}', "layout is 5"),
-        ("config.json", "[]", "holds no configuration"),
-        ("config.json", "{}", "the data set has changed"),
-        ("metrics.jsonl", '{"epoch"', "not an epoch's figures"),
-        ("metrics.jsonl", '{"epoch": 1}', "not an epoch's figures"),
-        ("metrics.jsonl", "", "lacks epochs"),
-        ("checkpoints/last.pt", "half", "not a usable checkpoint"),
-    ],
-)
-def test_a_damaged_run_is_told(table: Make, tmp_path: Path, name: str, content: str, words: str) -> None:
+@pytest.fixture
+def finished(table: Make, tmp_path: Path) -> Path:
+    """The folder of a run of one epoch."""
     out = tmp_path / "run"
     arguments = Arguments(data=table(), out=out, preset="demo", epochs=1, batch_size=4, image_size=75, width=0.125)
     assert train(arguments) == 0
-    if name == "config.json" and content == "{}":
-        content = json.dumps({**json.loads((out / name).read_text()), "fingerprint": None})
-    (out / name).write_text(content)
-    with pytest.raises(InputError, match=words):
-        train(Arguments(resume=out, epochs=2))
+    return out
 
 
-@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"model": {}}, {"labels": ["bird", "cat", "dog"]}])
-def test_a_checkpoint_of_something_else_is_told(table: Make, tmp_path: Path, content: object) -> None:
-    out = tmp_path / "run"
-    arguments = Arguments(data=table(), out=out, preset="demo", epochs=1, batch_size=4, image_size=75, width=0.125)
-    assert train(arguments) == 0
-    torch.save(content, out / "checkpoints" / "last.pt")
-    with pytest.raises(InputError, match="is no checkpoint of this run"):
-        train(Arguments(resume=out, epochs=2))
+def test_a_damaged_run_is_told(finished: Path) -> None:
+    """Whatever lies in a file's place, it is told in a line or does no harm."""
+
+    def told(name: str, content: object, words: str) -> None:
+        path = finished / name
+        before = path.read_bytes()
+        if isinstance(content, str):
+            path.write_text(content)
+        else:
+            torch.save(content, path)
+        with pytest.raises(InputError, match=words) as error:
+            train(Arguments(resume=finished, epochs=2))
+        assert "\n" not in str(error.value)
+        path.write_bytes(before)
+
+    config = json.loads((finished / "config.json").read_text())
+    told(
+        "config.json", json.dumps({**config, "epochs": "many"}), "config.json: epochs is 'many', .*not a configuration"
+    )
+    told("config.json", json.dumps({**config, "fingerprint": None}), "the data set has changed")
+    for content in ("[]", "null", "3"):
+        told("config.json", content, "not a configuration")
+    told("metrics.jsonl", '{"epoch"', "not an epoch's figures")
+    told("metrics.jsonl", '{"epoch": 1}\n', "not an epoch's figures")
+    last = load_checkpoint(Run(finished).last)
+    narrow = {**last, "model": {name: tensor[:1] for name, tensor in last["model"].items() if tensor.dim()}}
+    told("checkpoints/last.pt", "half", "not a usable checkpoint")
+    for other in ([1], torch.zeros(3)):
+        told("checkpoints/last.pt", other, "last.pt: not a usable checkpoint .it holds a")
+    for state in (last["model"], {**last, "model": 5}, {**last, "progress": []}, {**last, "rng": None}, narrow):
+        told("checkpoints/last.pt", state, "last.pt: not a checkpoint of this run")
+    for state in ({"labels": []}, {"model": 5}, narrow):
+        told("checkpoints/best.pt", state, "best.pt: not a checkpoint of this run")
 
 
-def test_more_epochs_are_kept_by_the_run(table: Make, tmp_path: Path) -> None:
-    """A second resume goes on to the same end."""
-    out = tmp_path / "run"
-    arguments = Arguments(data=table(), out=out, preset="demo", epochs=1, batch_size=4, image_size=75, width=0.125)
-    assert train(arguments) == 0
-    assert train(Arguments(resume=out, epochs=2)) == 0
-    content = json.loads((out / "config.json").read_text())
-    assert content["epochs"] == 2
-    assert content["versions"]
-    assert train(Arguments(resume=out)) == 0
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+def test_a_run_whose_folders_are_lost_goes_on_and_what_is_in_their_place_is_told(finished: Path) -> None:
+    (finished / "metrics.jsonl").unlink()
+    assert train(Arguments(resume=finished)) == 0
+    shutil.rmtree(finished / "checkpoints")
+    shutil.rmtree(finished / "tensorboard")
+    assert train(Arguments(resume=finished)) == 0
+    shutil.rmtree(finished / "tensorboard")
+    (finished / "tensorboard").touch()
+    with pytest.raises(InputError, match="tensorboard: cannot be written: File exists"):
+        train(Arguments(resume=finished))
+    (finished / "config.json").unlink()
+    (finished / "config.json").mkdir()
+    for run, words in ((finished, "Is a directory"), (finished / "report.json", "Not a directory|no run in it")):
+        with pytest.raises(InputError, match=words):
+            train(Arguments(resume=run))
 
 
-def test_a_run_that_left_nothing_may_begin_again(table: Make, tmp_path: Path) -> None:
-    """As the advice to take a smaller learning rate has it."""
-    out = tmp_path / "run"
-    arguments = Arguments(data=table(), out=out, preset="demo", epochs=1, batch_size=4, image_size=75, width=0.125)
-    with pytest.raises(InputError, match="a smaller --lr helps"):
-        train(replace(arguments, lr=1000.0, epochs=20, clip_grad_norm=1e30))
-    assert not (out / "checkpoints" / "last.pt").exists()
-    assert train(arguments) == 0
-
-
-def test_a_stop_in_the_final_report_leaves_the_state_as_it_is(
+def test_a_run_without_checkpoint_leaves_nothing_in_the_way(
     table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """last.pt keeps the last epoch's weights, not the best one's."""
+    """The same command with a smaller --lr must work; what was in the folder before is kept."""
     out = tmp_path / "run"
-    arguments = Arguments(data=table(), out=out, preset="demo", epochs=2, batch_size=4, image_size=75, width=0.125)
-    kept: list[bytes] = []
+    arguments = Arguments(data=table(), out=out, preset="demo", epochs=1, batch_size=4, image_size=75, width=0.125)
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.trainer.mean_loss", lambda *_: float("nan"))
+        with pytest.raises(InputError, match="a new run with a smaller --lr"):
+            train(arguments)
+        assert not out.exists()
+        out.mkdir()
+        (out / "notes.txt").write_text("mine")
+        with pytest.raises(InputError, match="not a number"):
+            train(arguments)
+        assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    assert train(arguments) == 0
+    with pytest.raises(InputError, match="File name too long"):
+        train(replace(arguments, out=tmp_path / ("n" * 300)))
 
-    def stop(self: Trainer) -> None:
-        kept.append((out / "checkpoints" / "last.pt").read_bytes())
-        self.model.load_state_dict({name: tensor * 0 for name, tensor in self.model.state_dict().items()})
-        raise Stopped
 
-    monkeypatch.setattr(Trainer, "_final_report", stop)
-    assert train(arguments) == INTERRUPTED
-    assert kept == [(out / "checkpoints" / "last.pt").read_bytes()]
+def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(dataset, tmp_path, epochs=1)
+    trainer.fit()
+    before = trainer.run.last.read_bytes()
+
+    def full(*_: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(InputError, match=r"last.pt: cannot be written: is the disk full\?"):
+        trainer.save()
+    assert trainer.run.last.read_bytes() == before
+    assert not [path for path in trainer.run.last.parent.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("redirection", ["| true", "> /dev/full"], ids=["closed", "full"])
+def test_an_output_that_nobody_reads_is_one_line(table: Make, tmp_path: Path, redirection: str) -> None:
+    line = f"{sys.executable} -u -m engine.train --data {table()} --preset demo --out {tmp_path / 'run'} --width 0.125"
+    line += " --image-size 75 --epochs 1 --batch-size 4"
+    answer = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{line} {redirection}"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: ")
+    assert answer.stderr.count("\n") == 1
 
 
 def test_bad_input_leaves_no_folder_behind(table: Make, tmp_path: Path) -> None:
@@ -400,6 +461,35 @@ def test_help_loads_nothing_heavy() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert "--oversample-target" in answer.stdout
     assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_ctrl_c_in_the_first_moments_is_no_traceback() -> None:
+    """While a command is still loading its modules, and once it runs."""
+    early = "import os, sys, time; sys.argv = ['-m']; import engine; os.kill(os.getpid(), 2); time.sleep(9)"
+    late = early.replace("import engine;", "import engine; from engine.command import main; main(lambda:")
+    for code in (early, late.replace("; time.sleep(9)", ")")):
+        answer = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60
+        )
+        assert (answer.returncode, answer.stderr) == (130, "")
+
+
+def test_a_run_s_folder_taken_away_meanwhile_is_one_line(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_of(dataset, tmp_path / "run")
+    validate = trainer._predict
+
+    def without_folder(split: str) -> object:
+        shutil.rmtree(tmp_path / "run")
+        return validate(split)
+
+    trainer._predict = without_folder  # type: ignore[method-assign, assignment]
+    with pytest.raises(SystemExit) as leaving:
+        main(lambda: trainer.fit() or 0)  # type: ignore[func-returns-value]
+    assert leaving.value.code == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0].startswith(f"error: {tmp_path / 'run'}")
 
 
 def test_ctrl_c_saves_and_leaves_with_130(table: Make, tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.pt", [1, 2], "holds no weights by name"),
-        ("a.pt", torch.zeros(3), "holds no weights by name"),
+        ("a.pt", [1, 2], "not a usable checkpoint"),
+        ("a.pt", torch.zeros(3), "not a usable checkpoint"),
         ("a.pt", {"model": 5}, "holds no weights by name"),
         ("a.pt", {"a": 5}, "holds no weights by name"),
         ("a.pt", {}, "holds no weights by name"),

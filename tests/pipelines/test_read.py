@@ -1,7 +1,6 @@
 """Layouts are recognised, bad pictures are named and left out, splits keep every label's share."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from pipelines.check import BackgroundCheck, decode_failures
 from pipelines.coco import read_coco
 from pipelines.errors import InputError
-from pipelines.pictures import PictureFolders
 from pipelines.read import read_dataset, read_layout
 from pipelines.voc import read_voc
 
@@ -64,89 +62,60 @@ def test_coco_annotation_that_fits_nothing(tmp_path: Path, annotation: dict[str,
         read_coco(coco_folder(tmp_path, [annotation]))
 
 
-def test_coco_repeats_are_merged(tmp_path: Path) -> None:
-    """A picture listed twice is one row, categories of one name are one label, and what splits share is noted."""
+def test_coco_names_and_pictures_that_are_there_twice_are_one(tmp_path: Path) -> None:
     root = coco_folder(tmp_path, [])
-    (root / "train2017").rename(root / "images")
-    content = {
-        "images": [{"id": 7, "file_name": "a b.jpg"}, {"id": 9, "file_name": "a b.jpg"}],
-        "annotations": [{"id": 1, "image_id": 7, "category_id": 1}, {"id": 2, "image_id": 9, "category_id": 3}],
-        "categories": [{"id": 3, "name": "car"}, {"id": 1, "name": "person"}, {"id": 5, "name": "car"}],
+    picture, box = {"id": 7, "file_name": "a b.jpg"}, {"id": 1, "image_id": 7, "category_id": 3}
+    categories = [{"id": 3, "name": "car"}, {"id": 4, "name": "car"}, {"id": 5, "name": 7}]
+    as_text = [*categories[:2], {"id": 5, "name": "7"}]
+    train = {
+        "images": [picture, {**picture, "id": 9}],
+        "annotations": [box, {**box, "image_id": 9, "category_id": 5}],
+        "categories": categories,
     }
-    for split in ("train", "val"):
-        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(train))
+    val = {"images": [{"id": 1, "file_name": "train2017/a b.jpg"}], "annotations": [], "categories": as_text}
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(val))
     dataset = read_coco(root)
-    assert dataset.labels == ("person", "car")
-    assert {name: len(rows) for name, rows in dataset.splits.items()} == {"train": 1, "val": 1}
-    assert dataset.targets.tolist() == [[True, True], [True, True]]
-    assert any("1 further rows" in note for note in dataset.notes)
-    assert "val: 1 pictures are in train too" in dataset.notes
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        ({"images": [{"id": 7, "file_name": "a b.jpg"}, {"id": 7, "file_name": "gone.jpg"}]}, "have the id 7"),
-        ({"categories": [{"id": 3, "name": " "}]}, "category 3 has no name"),
-    ],
-)
-def test_coco_that_says_two_things(tmp_path: Path, changed: dict[str, object], words: str) -> None:
-    path = coco_folder(tmp_path, []) / "annotations" / "instances_train2017.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
-    with pytest.raises(InputError, match=words):
-        read_coco(tmp_path)
-
-
-def test_voc_repeats_are_merged(tmp_path: Path) -> None:
-    root = voc_folder(tmp_path)
-    (root / "ImageSets/Main/train.txt").write_text("\ufeff0\n1\n1\n", "utf-8")
-    (root / "ImageSets/Main/val.txt").write_text("1\n2\n")
-    dataset = read_voc(root)
-    assert {name: len(rows) for name, rows in dataset.splits.items()} == {"train": 2, "val": 2}
+    assert dataset.labels == ("car", "7")
+    assert dataset.targets.tolist() == [[True, True], [False, False]]
+    assert {split: rows.tolist() for split, rows in dataset.splits.items()} == {"train": [0], "val": [1]}
     assert len(dataset.notes) == 2
+    assert "merged" in dataset.notes[0]
+    assert dataset.notes[1] == "val: 1 pictures are in train too"
 
 
 @pytest.mark.parametrize(
-    ("xml", "words"),
+    ("changes", "words"),
     [
-        ("<a><object><name> </name></object></a>", "object without a name"),
-        ('<?xml version="1.0" encoding="foobar"?><a/>', "not XML"),
+        ({"categories": [{"id": 1, "name": ""}]}, "'' is no name of a category"),
+        ({"categories": [{"id": 1, "name": "\ud800"}]}, "not Unicode text"),
+        ({"images": [{"id": 1, "file_name": "a b.jpg"}, {"id": 1, "file_name": "b.jpg"}]}, "have the same id 1"),
     ],
+    ids=["empty", "half a letter", "one id"],
 )
-def test_voc_annotations_of_nothing(tmp_path: Path, xml: str, words: str) -> None:
-    root = voc_folder(tmp_path)
-    (root / "Annotations" / "1.xml").write_text(xml)
+def test_coco_names_that_are_none(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    root = coco_folder(tmp_path, [])
+    content = {"images": [], "annotations": [], "categories": [], **changes}
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=words):
-        read_voc(root)
+        read_coco(root)
 
 
-def test_what_is_no_picture_file(tmp_path: Path) -> None:
-    """A pipe would keep the reader waiting; links that lead nowhere or in a circle are missing pictures."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    os.mkfifo(folder / "pipe.jpg")
-    (folder / "nowhere.jpg").symlink_to(folder / "gone.jpg")
-    (folder / "circle.jpg").symlink_to(folder / "circle.jpg")
-    folders = PictureFolders(tmp_path, ("images",))
-    assert [folders.find(f"{name}.jpg") for name in ("pipe", "nowhere", "circle")] == [None] * 3
+def test_files_that_no_reader_can_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = coco_folder(tmp_path, [])
+    (root / "annotations" / "instances_train2017.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="nested too deeply"):
+        read_layout(root)
+    (root / "annotations" / "instances_train2017.json").unlink()
+    (root / "annotations" / "instances_train2017.json").mkdir()
+    with pytest.raises(InputError, match="no file of training pictures"):
+        read_layout(root)
 
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(root / "annotations"))
 
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("labels.txt", b"caf\xe9\n", "not UTF-8"),
-        ("annotations", b'{"images": ' + b"[" * 100_000, "nested too deep"),
-    ],
-)
-def test_unreadable_text(table: Make, name: str, content: bytes, words: str) -> None:
-    root = table()
-    if name == "annotations":
-        (root / "train.csv").unlink()
-        (root / name).mkdir()
-        (root / name / "instances_train.json").write_bytes(content)
-    else:
-        (root / name).write_bytes(content)
-    with pytest.raises(InputError, match=words):
+    monkeypatch.setattr(Path, "is_file", refused)  # as without the right to enter the folder
+    with pytest.raises(InputError, match="annotations: cannot be read: Permission denied"):
         read_layout(root)
 
 
@@ -181,6 +150,33 @@ def test_voc_annotation_that_is_no_xml(tmp_path: Path) -> None:
     (root / "Annotations" / "1.xml").write_text("<annotation>")
     with pytest.raises(InputError, match=r"1\.xml: not XML"):
         read_voc(root)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("Annotations/1.xml", b"<a><object><name></name></object></a>", "an object whose name is empty"),
+        ("Annotations/1.xml", b'<?xml version="1.0" encoding="nonsense"?><a/>', "not XML"),
+        ("ImageSets/Main/val.txt", "größe\n".encode("latin-1"), "not UTF-8"),
+    ],
+    ids=["name", "encoding", "list"],
+)
+def test_voc_files_that_cannot_be_read(tmp_path: Path, file: str, content: bytes, words: str) -> None:
+    root = voc_folder(tmp_path)
+    (root / file).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{Path(file).name}.*{words}"):
+        read_voc(root)
+
+
+def test_voc_lists_with_lines_twice_and_a_byte_order_mark(tmp_path: Path) -> None:
+    root = voc_folder(tmp_path)
+    (root / "ImageSets/Main/train.txt").write_text("\ufeff0\n1\n0\n")
+    (root / "ImageSets/Main/val.txt").write_text("2\n1\n")
+    dataset = read_voc(root)
+    assert {name: len(rows) for name, rows in dataset.splits.items()} == {"train": 2, "val": 2}
+    assert not dataset.rejected
+    assert dataset.notes[0].startswith("train.txt: 1 further rows")
+    assert dataset.notes[1] == "val: 1 pictures are in train too"
 
 
 def test_bad_pictures_are_named_and_left_out_and_others_are_read(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,51 @@ def test_one_column_a_label(table: Make) -> None:
 def test_a_column_of_labels_called_1(table: Make) -> None:
     """As in a part of the study's table: no 0/1 column, though it looks like one."""
     assert labels_of(table("image,labels,caption\n0.jpg,1,x\n1.jpg,,y\n")) == {"0.jpg": {"1"}, "1.jpg": set()}
+
+
+def test_zero_and_one_as_numbers_of_any_kind(table: Make) -> None:
+    root = table("file,sun,sea,caption\n0.jpg,1.00,0.0,one\n1.jpg,0,0e0,two\n2.jpg,True,1,three\n")
+    assert labels_of(root) == {"0.jpg": {"sun"}, "1.jpg": set(), "2.jpg": {"sun", "sea"}}
+    assert read_table(root).notes == ("train.csv: no labels, since not 0/1: 'caption'",)
+
+
+@pytest.mark.parametrize("odd", ["2", "NaN", "-1", "yes"])
+def test_an_odd_cell_does_not_cost_a_whole_label(table: Make, odd: str) -> None:
+    rows = "".join(f"{i}.jpg,1,{odd if i == 7 else i % 2}\n" for i in range(20))
+    with pytest.raises(InputError, match=rf"train.csv: column 'sea' .*; line 9 has '{odd}'"):
+        read_table(table("image,sun,sea\n" + rows))
+
+
+def test_columns_without_a_name_and_long_cells(table: Make) -> None:
+    root = table(f"image,labels,,\n0.jpg,a,,\n1.jpg,b,{'x' * 200_000},\n")
+    assert labels_of(root) == {"0.jpg": {"a"}, "1.jpg": {"b"}}
+
+
+def test_encodings_are_told(table: Make) -> None:
+    root = table("")
+    (root / "train.csv").write_text("image,labels\n0.jpg,a\n", encoding="utf-16")
+    with pytest.raises(InputError, match="UTF-16; save it as UTF-8"):
+        read_table(root)
+    (root / "train.csv").write_text("image,labels\n0.jpg,a\n1.jpg,Bär\n", encoding="latin-1")
+    assert "train.csv, line 3: not UTF-8 (Latin-1?)" in read_table(root).notes[0]
+    (root / "labels.txt").write_text("Bär\n", encoding="latin-1")
+    with pytest.raises(InputError, match=r"labels.txt: is not UTF-8"):
+        read_table(root)
+
+
+def test_pictures_that_cannot_be_opened_are_left_out_by_name(table: Make, tmp_path: Path) -> None:
+    """A pipe would be waited for without end; links may lead nowhere or in a circle; names may be too long."""
+    long = "n" * 300 + ".jpg"
+    inside = tmp_path / "data" / "images" / "1.jpg"
+    names = ["pipe.jpg", "dangling.jpg", "circle.jpg", long, f"{long}/a.jpg"]
+    root = table("image,labels\n0.jpg,a\n" + "".join(f"{name},a\n" for name in [*names, str(inside)]))
+    os.mkfifo(root / "images" / "pipe.jpg")
+    (root / "images" / "dangling.jpg").symlink_to("nowhere.jpg")
+    (root / "images" / "circle.jpg").symlink_to("circle.jpg")
+    dataset = read_table(root)
+    assert dataset.files == ("images/0.jpg", "images/1.jpg")  # an absolute name inside the folder is as good as any
+    assert [r.file for r in dataset.rejected] == names
+    assert [r.reason for r in dataset.rejected] == ["not a file", *["no such picture"] * 4]
 
 
 def test_a_zero_one_column_beside_the_labels_is_no_label(table: Make) -> None:
@@ -98,6 +144,29 @@ def test_any_caption_that_is_quoted_properly(table: Make, captions: list[str]) -
     assert {name: labels for name, labels in labels_of(root).items() if labels} == {
         f"{i}.jpg": {f"label{i}"} for i in range(len(captions))
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('id,labels,caption\n0,a,"never closed\n1,b,fine\n2,c,"fine"\n', {"0": {"a"}, "1": {"b"}, "2": {"c"}}),
+        ('id,caption,labels\n0,"never closed,a\n1,"fine",b\n2,"open,c\n', {"0": {"a"}, "1": {"b"}, "2": {"c"}}),
+        ('id,caption,labels\n0,"open,"a"\n1,x,b\n', {"0": {"a"}, "1": {"b"}}),
+        ('id,labels,caption\n0,a,"open\n1,b,"on two\nlines"\n2,c,x\n', {"0": {"a"}, "1": {"b"}, "2": {"c"}}),
+        ('id,labels,caption\n0,a,"one\n1.jpg, said ""he"", and"\n2,c,x\n', {"0": {"a"}, "2": {"c"}}),
+    ],
+    ids=["ids", "before the labels", "before quoted labels", "then on two lines", "closed"],
+)
+def test_quotes_cost_no_label_and_invent_none(table: Make, text: str, expected: dict[str, set[str]]) -> None:
+    assert labels_of(table(text)) == {f"{name}.jpg": labels for name, labels in expected.items()}
+
+
+def test_what_a_quote_hides_is_noted(table: Make) -> None:
+    root = table('image,labels,caption\n0.jpg,a,"one\n1.jpg, said, and"\n2.jpg,c,x\n')
+    assert read_table(root).notes == ("train.csv, line 2: a quoted cell has lines in it that look like rows",)
+    root = table('image,caption,x,y,labels\n0.jpg,"open, with,b\n1.jpg,x,,,a\n2.jpg,"open, too\n')
+    (note,) = read_table(root).notes
+    assert note == "train.csv, line 2: cells are missing after a quote that is not closed (1 more rows are like it)"
 
 
 def test_ids_without_ending(table: Make) -> None:

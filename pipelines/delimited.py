@@ -1,0 +1,172 @@
+"""Tables of text as people have them: quotes that are never closed, other separators, short and long rows."""
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.errors import InputError, reading
+from pipelines.pictures import SUFFIXES
+
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A table of text: cells a column, short rows filled up with empty cells.
+
+    Attributes:
+        path: the file.
+        header: names of the columns; those after the first that have no name are left out.
+        cells: a list a column.
+        lines: number of the line, counted from 1, in which each row begins.
+        notes: what was odd and how it was read.
+    """
+
+    path: Path
+    header: tuple[str, ...]
+    cells: dict[str, list[str]]
+    lines: list[int]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def pictures(self) -> list[str]:
+        return self.cells[self.header[0]]
+
+
+def read_csv(path: Path, columns: int = 2, is_picture: Callable[[str], bool] = lambda name: False) -> Columns:
+    """The table in a file, of so many columns at least.
+
+    Args:
+        path: the file.
+        columns: the fewest.
+        is_picture: whether a first cell is the name or id of a picture: then a row begins there, whatever quote was
+            left open before.
+
+    Raises:
+        InputError: it cannot be read, is empty, or has too few columns or one twice.
+    """
+    with reading(path):
+        content = path.read_bytes()
+    if content.startswith(UTF_16):
+        raise InputError(f"{path}: the table is UTF-16; save it as UTF-8")
+    text = content.decode("utf-8-sig", errors="replace")
+    lines = list(io.StringIO(text, newline=""))
+    separator = max(",;\t", key=lines[0].count) if lines else ","
+    records = Records(lines, separator, is_picture)
+    try:
+        header, *rows = list(records) or [[]]
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read as a table: {error}") from None
+    names = [name.strip() for name in header]
+    if not any(names):
+        raise InputError(f"{path}: the table is empty")
+    if not rows:
+        raise InputError(f"{path}: the table has a header and no rows")
+    kept = [i for i, name in enumerate(names) if name or not i]
+    if len(kept) < columns:
+        raise InputError(f"{path}: the table has one column only; a picture's name and its labels are needed")
+    named = [names[i] for i in kept]
+    twice = next((name for name in named if named.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path}: the column {twice!r} is there twice")
+    for row in rows:
+        if len(row) < len(names):
+            row += [""] * (len(names) - len(row))
+    cells = {names[i]: [row[i].strip() for row in rows] for i in kept}
+    notes = tuple(f"{path.name}{note}" for note in (*_encoding(content), *records.notes()))
+    return Columns(path, tuple(named), cells, records.lines[1:], notes)
+
+
+def _encoding(content: bytes) -> list[str]:
+    try:
+        content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return [f", line {line}: not UTF-8 (Latin-1?); letters are replaced there: save the table as UTF-8"]
+    return []
+
+
+class Records:
+    """Rows of cells. A quote that is never closed must not swallow the rows after it, nor cells of its own row.
+
+    A record that goes over lines which look like rows is left whole if it is written as it should be, with quotes
+    closed and as many cells as the header; otherwise it ends where the next row begins.
+
+    Attributes:
+        lines: number of the first line of each record, counted from 1.
+        short: lines whose cells could not be told apart.
+        whole: lines of records that were left whole though they look like several.
+    """
+
+    def __init__(self, text: list[str], separator: str, is_picture: Callable[[str], bool]) -> None:
+        self.text, self.separator, self.is_picture = text, separator, is_picture
+        suffix = "|".join(map(re.escape, SUFFIXES))
+        self._begins_row = re.compile(rf"[^{separator}\"\n]+({suffix})\"?\s*{separator}", re.IGNORECASE)
+        self.lines: list[int] = []
+        self.short: list[int] = []
+        self.whole: list[int] = []
+        csv.field_size_limit(sys.maxsize)
+
+    def __iter__(self) -> Iterator[list[str]]:
+        first = base = width = 0
+        reader = csv.reader(self.text, delimiter=self.separator)
+        while (row := next(reader, None)) is not None:
+            end = base + reader.line_num
+            width = width or len(row)
+            follows = self._swallowed(first, end, width) if end - first > 1 else None
+            if follows is not None:
+                row = self._alone(first, width)
+                end = base = follows
+                rest = (self.text[i] for i in range(base, len(self.text)))
+                reader = csv.reader(rest, delimiter=self.separator)
+            elif len(row) < width and end - first == 1 and '"' in self.text[first]:
+                row = self._alone(first, width)
+            if any(row):
+                self.lines.append(first + 1)
+                yield row
+            first = end
+
+    def _swallowed(self, first: int, end: int, width: int) -> int | None:
+        """The line at which the next row begins inside a record that is not as it should be."""
+        inside = next((i for i in range(first + 1, end) if self._begins(self.text[i])), None)
+        if inside is None:
+            return None
+        try:
+            (row,) = csv.reader(self.text[first:end], delimiter=self.separator, strict=True)
+        except (csv.Error, ValueError):
+            return inside
+        if len(row) != width:
+            return inside
+        self.whole.append(first + 1)
+        return None
+
+    def _begins(self, line: str) -> bool:
+        if self._begins_row.match(line):
+            return True
+        cell, separator, _ = line.partition(self.separator)
+        return bool(separator) and self.is_picture(cell.strip().strip('"'))
+
+    def _alone(self, line: int, width: int) -> list[str]:
+        """A line read for itself; if a quote hides cells, all quotes in it are passed over."""
+        (row,) = csv.reader([self.text[line]], delimiter=self.separator)
+        if len(row) < width:
+            bare = [cell.strip().strip('"') for cell in self.text[line].split(self.separator)]
+            if len(bare) == width:
+                return bare
+            self.short.append(line + 1)
+        return row
+
+    def notes(self) -> Iterator[str]:
+        """What was odd, each kind with its first line."""
+        if self.short:
+            yield f", line {self.short[0]}: cells are missing after a quote that is not closed{_more(self.short)}"
+        if self.whole:
+            yield f", line {self.whole[0]}: a quoted cell has lines in it that look like rows{_more(self.whole)}"
+
+
+def _more(lines: list[int]) -> str:
+    return f" ({len(lines) - 1:,} more rows are like it)" if len(lines) > 1 else ""
