@@ -10,8 +10,9 @@ from pipelines.errors import InputError, reading
 from pipelines.split import with_validation
 from pipelines.table import read_table
 from pipelines.voc import read_voc
+from pipelines.webdataset import read_webdataset
 
-READERS = {"table": read_table, "coco": read_coco, "voc": read_voc}
+READERS = {"table": read_table, "coco": read_coco, "voc": read_voc, "webdataset": read_webdataset}
 
 
 def read_dataset(
@@ -64,6 +65,8 @@ def read_layout(root: Path, layout: Layout = "auto") -> Dataset:
             raise InputError(f"{root}: no train.csv")
         if layout == "coco" and not (root / "annotations").is_dir():
             raise InputError(f"{root}: no folder annotations")
+        if layout == "webdataset" and not any(root.glob("train-*.tar")):
+            raise InputError(f"{root}: no train-*.tar")
         return READERS[layout](root)
 
 
@@ -74,4 +77,8 @@ def _detect(root: Path) -> Layout:
         return "coco"
     if (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir():
         return "voc"
-    raise InputError(f"{root}: neither train.csv nor annotations/*.json nor JPEGImages/ with Annotations/ is there")
+    if any(root.glob("train-*.tar")):
+        return "webdataset"
+    raise InputError(
+        f"{root}: neither train.csv nor annotations/*.json nor JPEGImages/ with Annotations/ nor train-*.tar is there"
+    )

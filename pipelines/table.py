@@ -6,6 +6,7 @@ A `labels.txt` (a name a line) fixes the labels and their order; without it they
 """
 
 import gc
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,16 +102,16 @@ def _zero_one_columns(table: Columns, tolerated: float = ODD) -> list[str]:
     """Columns that have 0 and 1 only, but for a share of the cells (and one cell at least, if any is tolerated)."""
     found = []
     for name in table.header[1:]:
-        filled = [cell for cell in table.cells[name] if cell]
-        meaning = {cell: _zero_one(cell) for cell in set(filled)}
-        odd = sum(meaning[cell] is None for cell in filled)
-        if len(filled) - odd > (1 if odd else 0) and odd <= (tolerated and max(1, tolerated * len(filled))):
+        counts = Counter(table.cells[name])
+        filled = len(table.cells[name]) - counts[""]
+        odd = sum(count for cell, count in counts.items() if cell and _zero_one(cell) is None)
+        if filled - odd > (1 if odd else 0) and odd <= (tolerated and max(1, tolerated * filled)):
             found.append(name)
     return found
 
 
-def _labels_of_cells(table: Columns, label: str) -> list[bool]:
-    """A 0/1 column.
+def _meaning(table: Columns, label: str) -> dict[str, bool]:
+    """Of the cells of a 0/1 column.
 
     Raises:
         InputError: a cell is neither.
@@ -122,7 +123,7 @@ def _labels_of_cells(table: Columns, label: str) -> list[bool]:
             f"{table.path.name}: column {label!r} is a label and may hold 0 and 1 only; "
             f"line {table.lines[row]} has {table.cells[label][row]!r}; correct it, or take the column out of the table"
         )
-    return [bool(meaning[cell]) for cell in table.cells[label]]
+    return {cell: bool(said) for cell, said in meaning.items()}
 
 
 def _labels_by_name(
@@ -172,8 +173,12 @@ def _labels_by_column(
             unknown = [column for column in _zero_one_columns(table) if column not in tables["train"].header]
             if unknown:
                 raise InputError(f"{split}.csv: column {unknown[0]!r} is unknown; train.csv does not have it")
-        values = [_labels_of_cells(table, label) for label in labels]
-        names[split] = [
-            frozenset(label for label, on in zip(labels, row, strict=True) if on) for row in zip(*values, strict=True)
-        ]
+        meanings = [_meaning(table, label) for label in labels]
+        kinds: dict[tuple[str, ...], frozenset[str]] = {}  # far fewer than rows
+        names[split] = []
+        for row in zip(*(table.cells[label] for label in labels), strict=True):
+            if row not in kinds:
+                on = (label for label, meaning, cell in zip(labels, meanings, row, strict=True) if meaning[cell])
+                kinds[row] = frozenset(on)
+            names[split].append(kinds[row])
     return labels, names

@@ -279,7 +279,7 @@ def test_the_study_s_whole_table(photographs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("odd", ["2", "NaN", "-1", "yes"])
 def test_a_label_with_an_odd_cell_is_no_column_to_ignore(table: Make, odd: str) -> None:
     rows = "".join(f"{i}.jpg,{odd if i == 7 else i % 2},{i % 3 == 0:d}\n" for i in range(24))
-    with pytest.raises(InputError, match=rf"column 'cat' holds 0 and 1, but for '{odd}' at 7\.jpg"):
+    with pytest.raises(InputError, match=rf"column 'cat' .* 0 and 1 only; line 9 has '{odd}'"):
         read_table(table("image,cat,dog\n" + rows))
 
 
