@@ -97,31 +97,17 @@ def _dataset(arguments: Arguments, trained: "Trained") -> "Dataset":
     Raises:
         InputError: it is no longer there, or has other labels.
     """
-    from engine.progress import bar, say
-    from pipelines.read import read_dataset
+    from engine.data import read_data
+    from engine.progress import say
 
     root = arguments.data or (None if trained.config.data is None else Path(trained.config.data))
-    if root is None:
-        from pipelines.sample import ensure_sample
-
-        with bar("drawing the sample data set") as advance:
-            root = ensure_sample(progress=lambda done, total: advance(done, total, ""))
-    elif not root.is_dir():
+    if root is not None and not root.is_dir():
         raise InputError(f"{root}: the data set of the run is not there; --data DIR says where it is now")
-    config = trained.config
-    with bar("checking pictures") as advance:
-        dataset = read_dataset(
-            root,
-            config.layout,
-            config.val_fraction,
-            config.seed,
-            config.allow_bad,
-            progress=lambda done, total: advance(done, total, ""),
-        )
+    dataset = read_data(root, trained.config)
     if dataset.labels != trained.labels:
-        raise InputError(f"{root}: has other labels than the run was trained for")
+        raise InputError(f"{dataset.root}: has other labels than the run was trained for")
     if dataset.fingerprint() != trained.fingerprint:
-        say(f"note: {root} has changed since the run was trained")
+        say(f"note: {dataset.root} has changed since the run was trained")
     return dataset
 
 

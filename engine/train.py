@@ -191,27 +191,12 @@ def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any]
 
 
 def _dataset(config: Config, known_bad: dict[str, str] | None) -> "Dataset":
-    from engine.progress import bar, say
-    from pipelines.read import read_dataset
+    from engine.data import read_data
+    from engine.progress import say
 
-    if config.data is not None:
-        root = Path(config.data)
-    else:
-        from pipelines.sample import ensure_sample
-
-        with bar("drawing the sample data set") as advance:
-            root = ensure_sample(progress=lambda done, total: advance(done, total, ""))
-        say(f"no --data: the sample data set in {root}")
-    with bar("checking pictures") as advance:
-        dataset = read_dataset(
-            root,
-            config.layout,
-            config.val_fraction,
-            config.seed,
-            config.allow_bad,
-            progress=lambda done, total: advance(done, total, ""),
-            known_bad=known_bad,
-        )
+    dataset = read_data(None if config.data is None else Path(config.data), config, known_bad)
+    if config.data is None:
+        say(f"no --data: the sample data set in {dataset.root}")
     say(dataset.summary())
     for note in dataset.notes:
         say(f"note: {note}")

@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from kernels import batch_norm_cpu, batch_norm_triton
-from kernels.arguments import check_channels_last, check_floats, check_number, check_operand, is_channels_last
+from kernels.arguments import check_channels_last, check_floats, check_number, check_operand
 from kernels.batch_norm_triton import grid_of, of_each, sum_passes
 from kernels.bfloat16 import PASSED
 from kernels.launch import takes_triton
-from kernels.maps import empty_map, slices
+from kernels.maps import channels_last, empty_map, slices
 from kernels.traffic import DECLARED, Pass, declares, size
 
 
@@ -119,16 +119,12 @@ def _forward_cpu(
     parts = slices(xs)
     statistics = torch.empty((3, parts[-1].stop if training else 0))
     for i, (x, weight, bias, y) in enumerate(zip(xs, weights, biases, places, strict=True)):
-        x = _channels_last(x)
+        x = channels_last(x)
         if training:
             batch_norm_cpu.normalize(x, weight, bias, statistics[:, parts[i]], eps, relu, y)
         else:
             batch_norm_cpu.normalize_by(x, weight, bias, running[i], running[len(xs) + i], eps, relu, y)
     return statistics
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x if is_channels_last(x) else x.contiguous(memory_format=torch.channels_last)
 
 
 # Lists, so that one launch takes several maps. Gradients are _Normalize's, not torch.library's, whose way through
@@ -211,7 +207,7 @@ def backward(
     options = (training, eps, relu, scale)
     nothing = xs[0].new_empty(0)
     if takes_triton(xs[0]):
-        grads = [_channels_last(g) for g in grads]
+        grads = [channels_last(g) for g in grads]
         grad_xs = _room(xs, joined)
         places = _places(grad_xs, xs, joined)
         y = ys[0] if with_residual else None
@@ -225,7 +221,7 @@ def backward(
         grad_xs = _room(xs, joined)
         own = zip(_places(grad_xs, xs, joined), slices(xs), strict=True)
         for g, x, (place, part), *vectors in zip(grads, xs, own, weights, biases, means, spreads, strict=True):
-            g, x = _channels_last(g), _channels_last(x)
+            g, x = channels_last(g), channels_last(x)
             batch_norm_cpu.gradients(g, x, vectors, training, eps, relu, place, sums[:, part])
         return grad_xs, sums, nothing
     grad_xs, grad_residual = [], nothing

@@ -14,10 +14,9 @@ from numba import carray, njit
 from torch import Tensor
 
 from kernels.bfloat16 import narrowed, widened
-from kernels.rows import Rows
+from kernels.rows import AT_ONCE, Rows
 from kernels.threads import OPTIONS, Parallel, address, bits, next_of_second, next_part, release, wait, was_last
 
-_AT_ONCE = 128  # rows whose sums are taken in float32
 _VECTORS = 5  # for each element of a row: factor, offset, mean, and for the gradient the factor of x and a constant
 
 
@@ -28,8 +27,8 @@ def _statistics_rows(x, pitch, first, last, mean, squares):  # type: ignore[no-u
     shift, total, square = np.empty((3, width), np.float32)
     mean[:] = 0.0
     squares[:] = 0.0
-    for start in range(first, last, _AT_ONCE):
-        end = min(last, start + _AT_ONCE)
+    for start in range(first, last, AT_ONCE):
+        end = min(last, start + AT_ONCE)
         n, before = end - start, start - first
         if before == 0:
             total[:] = np.float32(0.0)
@@ -163,10 +162,10 @@ def _sums_rows(grad, x, g_pitch, x_pitch, vectors, floor, first, last, sums, pro
     total, product = np.empty((2, width), np.float32)
     sums[:] = 0.0
     products[:] = 0.0
-    for start in range(first, last, _AT_ONCE):
+    for start in range(first, last, AT_ONCE):
         total[:] = np.float32(0.0)
         product[:] = np.float32(0.0)
-        for row in range(start, min(last, start + _AT_ONCE)):
+        for row in range(start, min(last, start + AT_ONCE)):
             g_row = grad[row * g_pitch : row * g_pitch + width]
             x_row = x[row * x_pitch : row * x_pitch + width]
             for c in range(width):

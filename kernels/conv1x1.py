@@ -25,10 +25,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import conv1x1_cpu
-from kernels.arguments import check_channels_last, check_floats, check_number, is_channels_last, row_pitch
+from kernels.arguments import check_channels_last, check_floats, check_number, row_pitch
 from kernels.bfloat16 import PASSED, cpu_has_bfloat16
 from kernels.launch import INTERPRETED, takes_triton
-from kernels.maps import empty_map
+from kernels.maps import channels_last, empty_map
 from kernels.traffic import Pass, declares, size
 from kernels.tuning import CONV1X1_DEEP, CONV1X1_FLOAT32, CONV1X1_MASK, CONV1X1_SHALLOW, Launch
 
@@ -134,11 +134,6 @@ def map_like(pixels: Tensor, x: Tensor) -> Tensor:
     return pixels.view(n, h, w, pixels.shape[1]).permute(0, 3, 1, 2)
 
 
-def _channels_last(grad: Tensor) -> Tensor:
-    """A gradient comes in whatever layout the next operation chose, expanded ones included."""
-    return grad if is_channels_last(grad) else empty_map(grad).copy_(grad)
-
-
 def _launch(branch: Tensor) -> Launch:
     if branch.dtype == torch.float32:
         return CONV1X1_FLOAT32
@@ -190,7 +185,7 @@ def _product(
 def _forward_cpu(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: float, relu: bool, y: Tensor
 ) -> Tensor:
-    dtype, x = _product_dtype(x), _channels_last(x)
+    dtype, x = _product_dtype(x), channels_last(x)
     if _compiled_passes(x):
         product = empty_map(x, dtype=dtype)
         torch.mm(_dense(rows(branch).to(dtype)), weight.to(dtype).t(), out=rows(product))
@@ -254,7 +249,7 @@ def input_gradient(grad: Tensor, branch: Tensor, weight: Tensor, x: Tensor) -> t
     if not takes_triton(grad):
         if _compiled_passes(grad):
             product = torch.mm(_dense(rows(branch)), weight, out=branch.new_empty(rows(grad).shape))
-            return y, conv1x1_cpu.masked(_channels_last(grad), map_like(product, grad), x, y)
+            return y, conv1x1_cpu.masked(channels_last(grad), map_like(product, grad), x, y)
         summed = torch.addmm(rows(grad), rows(branch), weight)
         torch.ops.aten.threshold_backward.grad_input(map_like(summed, x), x, 0, grad_input=y)
         return y, y.sum((0, 2, 3), dtype=dtype)
@@ -271,11 +266,11 @@ def backward(grad: Tensor, y: Tensor, with_sums: bool) -> tuple[Tensor, Tensor]:
     nothing = y.new_empty(0, dtype=torch.promote_types(y.dtype, torch.float32))
     if not takes_triton(y):
         if _compiled_passes(y):
-            found = conv1x1_cpu.masked(_channels_last(grad), None, y, out)
+            found = conv1x1_cpu.masked(channels_last(grad), None, y, out)
             return out, found if with_sums else nothing
         torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=out)
         return out, out.sum((0, 2, 3), dtype=nothing.dtype) if with_sums else nothing
-    grad = _channels_last(grad)
+    grad = channels_last(grad)
     n, channels, h, w = y.shape
     tiles = triton.cdiv(n * h * w, CONV1X1_MASK.blocks["BLOCK_ROWS"])
     sums = torch.empty((tiles, channels), dtype=torch.float32, device=y.device) if with_sums else None

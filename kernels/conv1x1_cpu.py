@@ -6,7 +6,7 @@ from numba import carray, njit
 from torch import Tensor
 
 from kernels.bfloat16 import narrowed, widened
-from kernels.rows import Rows
+from kernels.rows import AT_ONCE, Rows
 from kernels.threads import OPTIONS, Parallel, address, bits, next_part
 
 
@@ -55,9 +55,9 @@ def _mask_rows(grad, product, mask, out, pitches, added, first, last, sums):  # 
     width = sums.size
     sums[:] = 0.0
     total = np.empty(width, np.float32)
-    for start in range(first, last, 128):
+    for start in range(first, last, AT_ONCE):
         total[:] = np.float32(0.0)
-        for row in range(start, min(last, start + 128)):
+        for row in range(start, min(last, start + AT_ONCE)):
             g_row = grad[row * pitches[0] : row * pitches[0] + width]
             p_row = product[row * pitches[1] : row * pitches[1] + width]
             m_row = mask[row * pitches[2] : row * pitches[2] + width]

@@ -6,6 +6,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from kernels.arguments import is_channels_last
+
 
 def empty_map(
     like: Tensor, channels: int | None = None, size: tuple[int, int] | None = None, dtype: torch.dtype | None = None
@@ -14,6 +16,12 @@ def empty_map(
     n, c, h, w = like.shape
     shape = (n, *(size or (h, w)), c if channels is None else channels)
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device).permute(0, 3, 1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x, or a copy where it is neither channels-last nor a channel slice: a gradient comes in whatever layout the next
+    operation chose, expanded ones included."""
+    return x if is_channels_last(x) else empty_map(x).copy_(x)
 
 
 def slices(xs: Sequence[Tensor]) -> list[slice]:

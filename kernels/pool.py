@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.arguments import check_channels_last, check_floats, is_channels_last, row_pitch
+from kernels.arguments import check_channels_last, check_floats, row_pitch
 from kernels.launch import takes_triton
-from kernels.maps import empty_map
+from kernels.maps import channels_last, empty_map
 from kernels.traffic import Pass, declares, size
 from kernels.tuning import MAX_POOL
 
@@ -139,7 +139,7 @@ def _backward(grad: Tensor, tap: Tensor, height: int, width: int) -> Tensor:
         for number, place in enumerate(_taps(grad_x)):
             place += grad * (tap == number)
         return grad_x
-    grad = grad if is_channels_last(grad) else grad.contiguous(memory_format=torch.channels_last)
+    grad = channels_last(grad)
     with torch.cuda.device_of(grad):  # type: ignore[no-untyped-call]
         _max_pool_bwd_kernel[_grid(grad_x)](
             grad, tap, grad_x, row_pitch(grad), height, width, h, w, n * height * width, channels, **MAX_POOL.options

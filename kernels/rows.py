@@ -7,6 +7,7 @@ from torch import Tensor
 from kernels.arguments import row_pitch
 
 _WIDE = 256  # elements a row that fill the vector registers
+AT_ONCE = 128  # rows whose sums a pass takes in float32, before it goes on in float64
 _PART = 1 << 16  # elements a part: well over what a part costs to hand out, several for each core
 
 

@@ -20,6 +20,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from pipelines.augment import MEAN, STD
+
 Pixels = NDArray[np.uint8]
 Packed = NDArray[np.uint64]  # a pixel: red + green · 2^21 + blue · 2^42
 Matrix = NDArray[np.float32]
@@ -256,34 +258,38 @@ def fitted_shape(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 @compiled
+def _ready(image: Pixels, size: int, matrix: Matrix) -> tuple[Packed, NDArray[np.float64]]:
+    """The picture, shrunk where it is too large, and the map from output pixels to its own."""
+    height, width = fitted_shape(image.shape[0], image.shape[1], size)
+    picture = _shrunk(image, height, width)
+    return picture, _to_picture(height, width, size, matrix)
+
+
+@compiled
 def draw_float32(out: NDArray[np.float32], image: Pixels, matrix: Matrix, colour: Matrix) -> None:
     """One picture [H, W, 3] of any size to normalised pixels [size, size, 3]; the arguments of `augment.fused`."""
     size = out.shape[0]
-    height, width = fitted_shape(image.shape[0], image.shape[1], size)
-    picture = _shrunk(image, height, width)
-    mapped = _to_picture(picture.shape[0], picture.shape[1], size, matrix)
+    picture, mapped = _ready(image, size, matrix)
     row, line = np.empty(3 * size, np.float32), np.empty(size, np.uint64)
     flat = out.reshape(size, 3 * size)
     for y in range(size):
         _warp_row(picture, mapped, y, colour, row, line)
         for x in range(3 * size):
-            flat[y, x] = (row[x] - np.float32(127.5)) * np.float32(1 / 128)
+            flat[y, x] = (row[x] - np.float32(MEAN)) * np.float32(1 / STD)
 
 
 @compiled
 def draw_bfloat16(out: NDArray[np.uint16], image: Pixels, matrix: Matrix, colour: Matrix) -> None:
     """The same, out holding the bits of bfloat16, rounded to the nearest."""
     size = out.shape[0]
-    height, width = fitted_shape(image.shape[0], image.shape[1], size)
-    picture = _shrunk(image, height, width)
-    mapped = _to_picture(picture.shape[0], picture.shape[1], size, matrix)
+    picture, mapped = _ready(image, size, matrix)
     row, line = np.empty(3 * size, np.float32), np.empty(size, np.uint64)
     bits = row.view(np.uint32)
     flat = out.reshape(size, 3 * size)
     for y in range(size):
         _warp_row(picture, mapped, y, colour, row, line)
         for x in range(3 * size):
-            row[x] = (row[x] - np.float32(127.5)) * np.float32(1 / 128)
+            row[x] = (row[x] - np.float32(MEAN)) * np.float32(1 / STD)
         for x in range(3 * size):
             rounded = bits[x] + np.uint32(0x7FFF) + ((bits[x] >> np.uint32(16)) & np.uint32(1))
             flat[y, x] = np.uint16(rounded >> np.uint32(16))
