@@ -73,7 +73,8 @@ class Arguments:
     device: Device | None = None
     """Where to train; auto: CUDA where there is a usable GPU."""
     compile: Compile | None = None
-    """torch.compile; auto: on CUDA only."""
+    """Record a step's launches once and replay them (CUDA graphs); auto: on CUDA. The CPU's passes are compiled as
+    they are."""
     init: Path | None = None
     """Weights to start from: a checkpoint of ours, or facenet-pytorch's, .pt or .safetensors; a head for other labels
     starts anew."""
@@ -255,7 +256,7 @@ def _describe(run: "Run", config: Config, dataset: "Dataset", placement: "Placem
     kind = "float32" if placement.amp is None else str(placement.amp).removeprefix("torch.")
     say(
         f"{config.preset}: {config.image_size}×{config.image_size}, width {config.width:g}, batch {config.batch_size}, "
-        f"{config.epochs} epochs, {kind} on {placement.device.type}{', compiled' if placement.compiled else ''}; "
+        f"{config.epochs} epochs, {kind} on {placement.device.type}{', recorded' if placement.recorded else ''}; "
         f"run in {run.folder}"
     )
     for line in sampling_report(dataset, config, run):
