@@ -307,7 +307,7 @@ V = torch.ones(4)
         ({"bias": torch.ones(3)}, r"bias has shape \(3,\); for these maps it takes \(4,\)"),
         ({"running_mean": V.to("meta")}, "running_mean is on meta"),
         ({"running_var": torch.ones(8)[::2]}, r"running_var has strides \(2,\)"),
-        ({"running_mean": None}, "running_mean: 0 given"),
+        ({"running_mean": None}, "running_mean is None; beside running_var it is needed"),
         ({"running_mean": None, "running_var": None, "training": False}, "without training they are needed"),
         ({"x": X[:1, :, :1, :1]}, "training takes more than one value a channel"),
         ({"eps": 0.0}, "eps is 0.0"),
@@ -331,10 +331,10 @@ def test_wrong_argument(given: dict[str, Any], message: str) -> None:
     ("xs", "weights", "message"),
     [
         ([], [], "xs is empty"),
-        ([X, X], [V], "weight: 1 given; it takes one for each of 2 maps"),
+        ([X, X], [V], "weights has 1 tensors; it takes one for each of 2 maps"),
         ([X, X[:, :, :2].contiguous(memory_format=CHANNELS_LAST)], [V, V], r"xs\[1\] has shape \(2, 4, 2, 3\)"),
         ([X, X.half()], [V, V], r"xs\[1\] is torch\.float16"),
-        ([X, X], [V, V[:2]], r"weight\[1\] has shape \(2,\)"),
+        ([X, X], [V, V[:2]], r"weights\[1\] has shape \(2,\)"),
     ],
 )
 def test_wrong_list(xs: list[Tensor], weights: list[Tensor], message: str) -> None:
