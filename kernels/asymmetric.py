@@ -25,11 +25,11 @@ from kernels.arguments import check_number
 from kernels.bce import (
     as_bytes,
     check_loss,
+    factor,
     fake_loss,
     finished,
     gradients,
     inner_reduction,
-    kept_factor,
     log1p,
     loss_passes,
     masked_mean,
@@ -70,8 +70,7 @@ def _asymmetric_loss_fwd_kernel(  # type: ignore[no-untyped-def]
     gamma_pos,
     gamma_neg,
     margin,
-    factor,
-    kept,  # what the gradient is multiplied by
+    factor,  # of the sum and of the gradient
     n,
     labels,
     MARGIN: tl.constexpr,
@@ -120,7 +119,7 @@ def _asymmetric_loss_fwd_kernel(  # type: ignore[no-untyped-def]
     if grad_ptr is not None:
         p_log_p = tl.where(p == 0.0, 0.0, p * minus_log_p)
         grad = (1.0 - y) * neg * slope - y * pos * (q + gamma_pos * p_log_p)
-        tl.store(grad_ptr + at, tl.where(counts, grad * kept, 0.0).to(grad_ptr.dtype.element_ty), mask=inside)
+        tl.store(grad_ptr + at, tl.where(counts, grad * factor, 0.0), mask=inside)
 
 
 @torch.library.custom_op("manylabel::asymmetric_loss", mutates_args=())
@@ -147,8 +146,7 @@ def _forward(
             gamma_pos,
             gamma_neg,
             margin,
-            1 / logits.numel() if reduction == "mean" else 1.0,
-            kept_factor(logits, reduction),
+            factor(logits, reduction),
             logits.numel(),
             logits.shape[1],
             MARGIN=margin > 0,
@@ -188,10 +186,10 @@ def _forward_cpu(
     loss = torch.where(kept, y * pos * minus_log_p + (1 - y) * neg * minus_log_not_r, 0)
     loss = loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
     if not with_grad:
-        return loss, logits.new_empty(0)
+        return loss, x.new_empty(0)
     p_log_p = (p * minus_log_p).masked_fill_(p == 0, 0)
     grad = (1 - y) * neg * slope - y * pos * (q + gamma_pos * p_log_p)
-    return loss, (torch.where(kept, grad, 0) * kept_factor(logits, reduction)).to(logits.dtype)
+    return loss, torch.where(kept, grad, 0) * factor(logits, reduction)
 
 
 @_forward.register_fake

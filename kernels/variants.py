@@ -48,8 +48,7 @@ _RESIDUAL = [
     ),
 ]
 
-_LOSS = {"x_ptr": "*T", "loss_ptr": "*fp32", "grad_ptr": "*T", "n": "i64", "labels": "i32"}
-_LOSS |= dict.fromkeys(("factor", "kept"), "fp32")
+_LOSS = {"x_ptr": "*T", "loss_ptr": "*fp32", "grad_ptr": "*fp32", "factor": "fp32", "n": "i64", "labels": "i32"}
 
 _LOSSES = [
     Variant(
@@ -59,7 +58,7 @@ _LOSSES = [
         constants={"w_ptr": None, "mask_ptr": None, "REDUCED": True},
         launch=SIGMOID_BCE,
         shape="32×20, bool targets",
-        bytes=lambda item: _LOGITS * (2 * item + 1),
+        bytes=lambda item: _LOGITS * (item + 4 + 1),
         unaligned=frozenset({"labels"}),
     ),
     Variant(
@@ -69,7 +68,7 @@ _LOSSES = [
         constants={"REDUCED": False},
         launch=SIGMOID_BCE,
         shape="32×20",
-        bytes=lambda item: _LOGITS * (2 * item + 8),
+        bytes=lambda item: _LOGITS * (item + 4 + 4 + 4),
         unaligned=frozenset({"labels"}),
     ),
     Variant(
@@ -81,17 +80,17 @@ _LOSSES = [
         load=64,
         store=64,
         shape="32×20, bool targets",
-        bytes=lambda item: _LOGITS * (2 * item + 1),
+        bytes=lambda item: _LOGITS * (item + 4 + 1),
         unaligned=frozenset({"labels"}),
     ),
     Variant(
         name="loss backward",
         kernel=bce._scale_gradient_kernel,
-        arguments={"grad_ptr": "*T", "upstream_ptr": "*fp32", "out_ptr": "*T", "factor": "fp32", "n": "i64"},
+        arguments={"grad_ptr": "*fp32", "upstream_ptr": "*fp32", "out_ptr": "*T", "n": "i64"},
         constants={"SCALAR": True},
         launch=SIGMOID_BCE,
         shape="32×20",
-        bytes=lambda item: _LOGITS * 2 * item,
+        bytes=lambda item: _LOGITS * (4 + item),
     ),
 ]
 

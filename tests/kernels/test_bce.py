@@ -240,7 +240,7 @@ def test_opcheck(reduction: str) -> None:
         args = (logits if with_grad else logits.detach(), targets, pos_weight, mask, 0.1, reduction, with_grad)
         torch.library.opcheck(torch.ops.manylabel.sigmoid_bce, args)
     upstream = torch.rand(6, 5) if reduction == "none" else torch.rand(())
-    torch.library.opcheck(torch.ops.manylabel.scale_gradient, (logits.detach(), upstream, logits.detach(), 0.5))
+    torch.library.opcheck(torch.ops.manylabel.scale_gradient, (logits.detach(), upstream, logits.detach()))
 
 
 @pytest.mark.usefixtures("fresh_compiler")
