@@ -16,12 +16,10 @@ def check_tensor(name: str, x: object) -> None:
         raise ValueError(f"{name} is {_kind(x)}; it takes a tensor")
     if x.layout != torch.strided:
         raise ValueError(f"{name} is {x.layout}; it takes torch.strided")
-    if torch.compiler.is_compiling():
-        return
     # torch.library would drop a tangent without a word.
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
         raise ValueError(f"{name} has a tangent; forward-mode differentiation is not computed, only reverse mode")
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x):
         raise ValueError(f"{name} is in a transform of torch.func, as vmap or grad; it takes a plain tensor")
 
 

@@ -41,7 +41,7 @@ from kernels.arguments import (
 )
 from kernels.batch_norm_triton import grid_of, of_each, sum_passes
 from kernels.bfloat16 import PASSED
-from kernels.launch import takes_triton
+from kernels.launch import is_batched, takes_triton
 from kernels.maps import channels_last, empty_map, slices
 from kernels.traffic import DECLARED, Pass, declares, size
 
@@ -316,6 +316,11 @@ def _(grads: Sequence[Tensor], xs: Sequence[Tensor], ys: Sequence[Tensor], *rest
     return [*sum_passes(grid, maps + vectors, 2), gradients]
 
 
+def _check_single(*grads: Tensor) -> None:
+    if any(is_batched(grad) for grad in grads):
+        raise RuntimeError("batch norm takes one gradient at a time: no is_grads_batched, no vectorize of jacobian")
+
+
 class _Normalize(torch.autograd.Function):
     """The concatenation of normalised maps, and the statistics [3, ΣC]."""
 
@@ -343,6 +348,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        _check_single(grad)
         y, statistics, *tensors = ctx.saved_tensors
         xs, weights, biases = (tensors[i * ctx.maps : (i + 1) * ctx.maps] for i in range(3))
         training, *_, with_residual = ctx.options
@@ -406,6 +412,7 @@ class _NormalizeSplit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _check_single(*grads[: ctx.maps])
         k, (training, eps) = ctx.maps, ctx.options
         x, statistics, *tensors = ctx.saved_tensors
         ys, weights, biases = (tensors[i * k : (i + 1) * k] for i in range(3))
@@ -483,10 +490,10 @@ def _check(given: Mapping[str, Sequence[Tensor]], training: bool, momentum: floa
 
 def _check_running(names: tuple[str, str], given: tuple[object, object], training: bool) -> None:
     """Both or none, and both without training."""
-    for name, value, other in zip(names, given, reversed(names), strict=True):
-        if value is None and given != (None, None):
-            raise ValueError(f"{name} is None; beside {other} it is needed")
-    if given == (None, None) and not training:
+    missing = [name for name, value in zip(names, given, strict=True) if value is None]
+    if len(missing) == 1:
+        raise ValueError(f"{missing[0]} is None; {names[0]} and {names[1]} go together")
+    if missing and not training:
         raise ValueError(f"{names[0]} and {names[1]} are None; without training they are needed")
 
 
@@ -589,7 +596,8 @@ def batch_norm_relu_concat(
         ValueError: names the argument that does not fit, what it is and what it takes.
     """
     _check_running(("running_means", "running_vars"), (running_means, running_vars), training)
-    means, variances = running_means or [], running_vars or []
+    means = [] if running_means is None else running_means
+    variances = [] if running_vars is None else running_vars
     given = {"xs": xs, "weights": weights, "biases": biases, "running_means": means, "running_vars": variances}
     for name, values in given.items():
         check_list(name, values)

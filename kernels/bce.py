@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from kernels.arguments import FLOATS, check_constant, check_floats, check_number, check_tensor
-from kernels.launch import takes_triton, watched
+from kernels.launch import is_batched, takes_triton, watched
 from kernels.traffic import Pass, declares, size
 from kernels.tuning import SIGMOID_BCE, Launch
 
@@ -310,7 +310,12 @@ def _is_given_away(upstream: Tensor) -> bool:
     """
     if type(upstream) is not Tensor or upstream.dim() or upstream.device.type != "cpu" or takes_triton(upstream):
         return False
-    if watched() or torch.is_grad_enabled() or torch._C._autograd._get_current_graph_task_keep_graph():
+    if (
+        watched()
+        or is_batched(upstream)
+        or torch.is_grad_enabled()
+        or torch._C._autograd._get_current_graph_task_keep_graph()
+    ):
         return False
     return upstream.item() == 1
 

@@ -125,7 +125,8 @@ def _conv1x1_residual_bwd_kernel(  # type: ignore[no-untyped-def]
 
 def rows(x: Tensor) -> Tensor:
     """[N, C, H, W] as its pixels, [N·H·W, C]: a view of channels-last memory, a copy of any other."""
-    return x.permute(0, 2, 3, 1).flatten(0, 2)
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(n * h * w, c)
 
 
 def map_like(pixels: Tensor, x: Tensor) -> Tensor:

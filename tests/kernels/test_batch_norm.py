@@ -307,7 +307,7 @@ V = torch.ones(4)
         ({"bias": torch.ones(3)}, r"bias has shape \(3,\); for these maps it takes \(4,\)"),
         ({"running_mean": V.to("meta")}, "running_mean is on meta"),
         ({"running_var": torch.ones(8)[::2]}, r"running_var has strides \(2,\)"),
-        ({"running_mean": None}, "running_mean is None; beside running_var it is needed"),
+        ({"running_mean": None}, "running_mean is None; running_mean and running_var go together"),
         ({"running_mean": None, "running_var": None, "training": False}, "without training they are needed"),
         ({"x": X[:1, :, :1, :1]}, "training takes more than one value a channel"),
         ({"eps": 0.0}, "eps is 0.0"),
