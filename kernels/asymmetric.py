@@ -30,12 +30,14 @@ from kernels.bce import (
     finished,
     gradients,
     inner_reduction,
+    load_targets,
     log1p,
     loss_passes,
     masked_mean,
     reduce_reference,
     room_for_results,
     setup_context,
+    soft,
 )
 from kernels.launch import takes_triton
 from kernels.traffic import Pass, declares
@@ -87,7 +89,7 @@ def _asymmetric_loss_fwd_kernel(  # type: ignore[no-untyped-def]
         row = first // labels + ((first % labels).to(tl.int32) + lane) // labels
         counts = inside & (tl.load(mask_ptr + row, mask=inside, other=0) != 0)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(y_ptr + at, mask=inside, other=0).to(tl.float32)
+    y = load_targets(y_ptr, at, inside)
 
     e = tl.exp(-tl.abs(x))
     log1p_e = log1p(e)
@@ -167,7 +169,7 @@ def _forward_cpu(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    x, y = logits.to(dtype), targets.to(dtype)
+    x, y = logits.to(dtype), soft(targets, dtype)
     p, q = torch.sigmoid(x), torch.sigmoid(-x)
     # Not softplus: torch's takes longer than its exp and log1p together.
     log1p_e = x.abs().neg_().exp_().log1p_()
@@ -219,7 +221,8 @@ def asymmetric_loss(
 
     Args:
         logits: [N, L] contiguous, float32, float16 or bfloat16, on the CPU float64 too.
-        targets: [N, L] contiguous on the same device, bool, uint8 or any float dtype, in [0, 1].
+        targets: [N, L] contiguous on the same device, bool, uint8 or any float dtype, in [0, 1]; any byte
+            but 0 is a positive.
         gamma_pos, gamma_neg: focusing exponents of positives and negatives, 0 or more.
         margin: taken off the probability of negatives, in [0, 1].
         reduction: "mean" over all N·L, or over those of the samples that count, "sum", or "none". The paper's own

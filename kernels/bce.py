@@ -65,6 +65,14 @@ def log1p(e):  # type: ignore[no-untyped-def]
     return 2.0 * s * (1.0 + q * p)
 
 
+@triton.jit
+def load_targets(y_ptr, at, inside):  # type: ignore[no-untyped-def]
+    y = tl.load(y_ptr + at, mask=inside, other=0)
+    if y_ptr.dtype.element_ty == tl.uint8:
+        y = tl.minimum(y, 1)  # any byte but 0 is a positive, as a boolean's may be
+    return y.to(tl.float32)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _sigmoid_bce_fwd_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
@@ -91,7 +99,7 @@ def _sigmoid_bce_fwd_kernel(  # type: ignore[no-untyped-def]
     if mask_ptr is not None:
         counts = inside & (tl.load(mask_ptr + first // labels + after // labels, mask=inside, other=0) != 0)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(y_ptr + at, mask=inside, other=0).to(tl.float32)
+    y = load_targets(y_ptr, at, inside)
     y = y * (1.0 - smoothing) + 0.5 * smoothing
     weight = y
     if w_ptr is not None:
@@ -158,6 +166,11 @@ def as_bytes(x: Tensor) -> Tensor:
     return x.view(torch.uint8) if x.dtype == torch.bool else x
 
 
+def soft(targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Targets as numbers; any byte but 0 is a positive."""
+    return (targets if targets.is_floating_point() else targets != 0).to(dtype)
+
+
 def room_for_results(logits: Tensor, launch: Launch, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:
     """Room for what a loss kernel writes: a sum a program or [N, L], and the gradient, empty where not wanted."""
     programs = triton.cdiv(logits.numel(), launch.blocks["BLOCK"])
@@ -211,7 +224,7 @@ def _forward_plain(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    y = torch.lerp(targets.to(x.dtype), x.new_tensor(0.5), label_smoothing)
+    y = torch.lerp(soft(targets, x.dtype), x.new_tensor(0.5), label_smoothing)
     positive = y if pos_weight is None else y * pos_weight
     kept = x.new_ones(len(x), 1, dtype=torch.bool) if sample_mask is None else sample_mask.bool()[:, None]
     loss = (1 - y) * softplus(x, threshold=40) + positive * softplus(-x, threshold=40)
@@ -355,8 +368,8 @@ def sigmoid_bce(
 
     Args:
         logits: [N, L] contiguous, float32, float16 or bfloat16, on the CPU float64 too.
-        targets: [N, L] contiguous on the same device, bool, uint8 or any float dtype. Values between 0 and 1
-            are soft targets; the range is not checked.
+        targets: [N, L] contiguous on the same device, bool, uint8 or any float dtype. Floats between 0 and 1
+            are soft targets, whose range is not checked; any byte but 0 is a positive.
         pos_weight: [L] contiguous on the same device, any float dtype; None weighs every positive 1.
         reduction: "mean" over all N·L, or over those of the samples that count, "sum", or "none".
         label_smoothing: in [0, 1]; takes each target that share of the way to 1/2.

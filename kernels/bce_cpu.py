@@ -59,11 +59,13 @@ def _sum(values):  # type: ignore[no-untyped-def]
 
 
 @njit(error_model="numpy", fastmath={"contract"})
-def _block(x, y, weight, smoothing, factor, loss, grad):  # type: ignore[no-untyped-def]
+def _block(x, y, highest, weight, smoothing, factor, loss, grad):  # type: ignore[no-untyped-def]
     one, zero, half = np.float32(1.0), np.float32(0.0), np.float32(0.5)
     for j in range(x.size):
         v = x[j]
-        t = np.float32(y[j]) * (one - smoothing) + half * smoothing
+        t = np.float32(y[j])
+        t = highest if t > highest else t
+        t = t * (one - smoothing) + half * smoothing
         w = t * weight[j]
         e = _exp_of_negative(-abs(v))
         log1p_e = _log1p(e)
@@ -87,6 +89,8 @@ def _rows(x, y, weight, mask, smoothing, factor, loss, grad):  # type: ignore[no
     weights = np.empty(at_once * labels, np.float32)
     for row in range(at_once):
         weights[row * labels : (row + 1) * labels] = weight
+    # Any byte but 0 is a positive, as a boolean's may be.
+    highest = np.float32(1.0 if y.itemsize == 1 else np.inf)
     spare = np.empty((2, at_once * labels), np.float32)
     total = 0.0
     for first in range(0, rows, at_once):
@@ -94,7 +98,7 @@ def _rows(x, y, weight, mask, smoothing, factor, loss, grad):  # type: ignore[no
         here, n = slice(first * labels, last * labels), (last - first) * labels
         losses = loss[here] if loss.size else spare[0, :n]
         grads = grad[here] if grad.size else spare[1, :n]
-        _block(x[here], y[here], weights[:n], smoothing, factor, losses, grads)
+        _block(x[here], y[here], highest, weights[:n], smoothing, factor, losses, grads)
         if mask.size:
             for row in range(first, last):
                 if not mask[row]:
