@@ -1,21 +1,16 @@
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from kernels import conv1x1
 from kernels.conv1x1 import _precision, conv1x1_residual_relu, conv1x1_residual_relu_reference
-from kernels.variants import VARIANTS
 
 Close = Callable[..., None]
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -329,18 +324,6 @@ def test_compiles_without_a_break(backend: str) -> None:
             assert y.is_contiguous(memory_format=torch.channels_last)
             results.append((y, *torch.autograd.grad(y, (x, *block.parameters()), upstream.detach())))
         torch.testing.assert_close(results[1], results[0])
-
-
-@pytest.mark.parametrize("name", ["conv1x1_residual_relu A", "conv1x1_residual_relu backward"])
-def test_offsets_have_64_bits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past 2^31 elements a 32-bit offset would wrap around."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    variant = VARIANTS[name]
-    signature = {n: variant.arguments.get(n, "constexpr").replace("T", "bf16") for n in variant.kernel.arg_names}
-    source = ASTSource(variant.kernel, signature, {**variant.constants, **variant.launch.blocks})
-    ir = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ttir"].splitlines()
-    assert not [line for line in ir if "tt.addptr" in line and "xi32>" in line]
-    assert [line for line in ir if "tt.addptr" in line and "xi64>" in line]
 
 
 X, B = (channels_last(2, c, 3, 3, torch.float32) for c in (4, 6))
