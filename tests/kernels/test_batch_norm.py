@@ -148,6 +148,22 @@ def test_a_mean_far_from_zero(device: str) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+def test_residual_form_rounds_once(device: str, dtype: torch.dtype, relu: bool, training: bool) -> None:
+    """A normalised map or a scaled gradient rounded before it is joined would be off by more than half a unit."""
+    case = Case((3, 24, 15, 7), dtype, device, res=True)
+    got = case.run(batch_norm_relu, training, relu=relu)
+    upstream = case.upstream * (got[0] > 0) if relu else case.upstream
+    due = case.run(batch_norm_relu_reference, training, torch.float64, upstream, relu=False)
+    due[0] = torch.relu(due[0]) if relu else due[0]
+    for number in (0, 1, 4):  # y and the gradients of both maps
+        half_unit = torch.finfo(dtype).eps / 2 * 2 ** due[number].abs().log2().floor()
+        slack = 4e-6 * due[number].abs().max()  # float32 arithmetic
+        assert ((got[number].double() - due[number]).abs() <= half_unit + slack).all()
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_concatenation(device: str, dtype: torch.dtype, training: bool) -> None:
     """Every gradient and statistic as of single maps that are put side by side."""
@@ -202,6 +218,21 @@ def test_nan_and_infinity(device: str, training: bool) -> None:
         f(x, one, zero, zero.clone(), one.clone(), training) for f in (batch_norm_relu, batch_norm_relu_reference)
     )
     torch.testing.assert_close(got, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("res", [True, False], ids=["residual", "plain"])
+def test_infinite_running_statistics(device: str, res: bool) -> None:
+    """As plain torch has it: of means and variances that a batch with an overflow has left behind."""
+    found = []
+    case = Case((2, 6, 3, 3), torch.float32, device, res=res)
+    infinity = math.inf
+    case.running = (
+        torch.tensor([infinity, -infinity, 0.0, 0.0, infinity, math.nan], device=device),
+        torch.tensor([1.0, 1.0, infinity, math.nan, infinity, 1.0], device=device),
+    )
+    for operation in (batch_norm_relu, batch_norm_relu_reference):
+        found.append(case.run(operation, False))
+    torch.testing.assert_close(found[0], found[1], equal_nan=True)
 
 
 @pytest.mark.parametrize("res", [True, False], ids=["residual", "plain"])

@@ -293,11 +293,29 @@ def test_opcheck() -> None:
     torch.library.opcheck(ops.scaled_product, (half.t(), half, SCALE))
     for with_sums in (True, False):
         torch.library.opcheck(ops.relu_backward_and_sums, (upstream, x.detach(), with_sums))
-    head = torch.randn(3, 5)
-    torch.library.opcheck(ops.conv1x1_input_gradient, (upstream, branch.detach(), head, x.detach()))
-    expected = (upstream + torch.einsum("nkhw,kc->nchw", branch.detach(), head)) * (x.detach() > 0)
-    found = ops.conv1x1_input_gradient(upstream, branch.detach(), head, x.detach())
-    torch.testing.assert_close(found, (expected, expected.sum((0, 2, 3))), rtol=1e-5, atol=1e-5)
+    torch.library.opcheck(ops.conv1x1_input_gradient, (upstream, branch.detach(), torch.randn(3, 5), x.detach()))
+
+
+@pytest.mark.parametrize("wider", [0, 3], ids=["whole", "slices"])
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
+def test_input_gradient(device: str, dtype: torch.dtype, wider: int, assert_close: Close) -> None:
+    """What the ReLU made 0 has no gradient; its output, the mask, may lie in a wider map than the gradient does."""
+    if device == "cuda" and dtype == torch.float64:
+        pytest.skip("float64 is for the CPU")
+    grad, branch = (channels_last(2, c, 5, 7, dtype, 0, device) for c in (37, 18))
+    x = channels_last(2, 37, 5, 7, dtype, wider, device)
+    x.relu_()
+    assert (x == 0).any()
+    weight = torch.randn(18, 37).to(device, dtype)
+    y, sums = conv1x1.input_gradient(grad, branch, weight, x)
+
+    def formula(kind: torch.dtype) -> Tensor:
+        product = branch.to(kind).movedim(1, -1) @ weight.to(kind)
+        return (grad.to(kind) + product.movedim(-1, 1)) * (x > 0)
+
+    due = formula(torch.float64)
+    assert_close(y, formula(dtype), due)
+    assert_close(sums, formula(dtype).sum((0, 2, 3), dtype=sums.dtype), due.sum((0, 2, 3)), 70**0.5 * 18**0.5)
 
 
 class Block(torch.nn.Module):
