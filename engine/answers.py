@@ -1,7 +1,6 @@
-"""The network's answers for the rows of a split, and the figures that follow from them."""
+"""The network's answers for the rows of a split."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +9,6 @@ from torch import nn
 
 import kernels
 from engine.device import Placement
-from engine.metrics import per_label, scores, tuned_thresholds
-from pipelines.dataset import Dataset
 from pipelines.loader import PADDING, PictureStream
 
 
@@ -55,21 +52,3 @@ def predict(
 def mean_loss(logits: torch.Tensor, targets: NDArray[np.bool_]) -> float:
     """Binary cross-entropy, unweighted, the mean over rows and labels."""
     return float(kernels.sigmoid_bce(logits, torch.from_numpy(targets)))
-
-
-def figures(logits: torch.Tensor, targets: NDArray[np.bool_], dataset: Dataset) -> tuple[dict[str, Any], list[float]]:
-    """The content of report.json for a split, and the thresholds tuned on it."""
-    probabilities = torch.sigmoid(logits).numpy()
-    thresholds = tuned_thresholds(probabilities, targets)
-    half, tuned = scores(probabilities, targets), scores(probabilities, targets, thresholds)
-    report = {
-        "rows": len(targets),
-        "loss": mean_loss(logits, targets),
-        "micro_f1": half.micro_f1,
-        "macro_f1": half.macro_f1,
-        "map": half.map,
-        "tuned": {"micro_f1": tuned.micro_f1, "macro_f1": tuned.macro_f1},
-        "labels": per_label(dataset.labels, probabilities, targets),
-        "labels_tuned": per_label(dataset.labels, probabilities, targets, thresholds),
-    }
-    return report, [float(t) for t in thresholds]
