@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COLOURS = ("#2a6fbb", "#d1602b", "#3a8f5c")
 
 
-def write_page(run: Run) -> None:
+def write_page(run: Run, dataset: Any = None) -> None:
     """Draws the figures and writes the page of a finished run."""
     import json
 
