@@ -39,20 +39,26 @@ def read_data(root: Path | None, config: Config, known_bad: Mapping[str, str] | 
         )
 
 
-def data_of_run(config: Config, data: Path | None = None, layout: Layout | None = None) -> "Dataset":
+def data_of_run(
+    config: Config,
+    data: Path | None = None,
+    layout: Layout | None = None,
+    known_bad: Mapping[str, str] | None = None,
+) -> "Dataset":
     """The data set that a run was trained on, or another one.
 
     Args:
         config: of the run.
         data: another folder.
         layout: of the data set; by default the run's, of another folder found out.
+        known_bad: files that the run left out, with reasons, in place of a check.
 
     Raises:
         InputError: it is no longer there, or cannot be read.
     """
     if data is not None:
-        return read_data(data, replace(config, layout=layout or "auto"))
+        return read_data(data, replace(config, layout=layout or "auto"), known_bad)
     root = None if config.data is None else Path(config.data)
     if root is not None and not root.is_dir():
         raise InputError(f"{root}: the data set of the run is not there; --data DIR says where it is now")
-    return read_data(root, replace(config, layout=layout or config.layout))
+    return read_data(root, replace(config, layout=layout or config.layout), known_bad)

@@ -11,20 +11,18 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine.answers import Stopped, answers, mean_loss, predict
+from engine.answers import Stopped, mean_loss, predict
 from engine.average import WeightAverage
 from engine.config import Config
 from engine.device import Placement
-from engine.figures import figures
+from engine.final_report import write_figures
 from engine.memory import keep_freed_memory
 from engine.metrics import scores
 from engine.model import InceptionResNetV1
-from engine.predicted import Predicted
 from engine.progress import Advance, bar, say
 from engine.report import write_page
-from engine.run import Run, load_checkpoint, save_checkpoint, write_json
+from engine.run import Run, load_checkpoint, save_checkpoint
 from engine.schedule import learning_rate
-from engine.thresholds import tuned_thresholds
 from pipelines.dataset import Dataset
 from pipelines.errors import InputError
 from pipelines.loader import Batch, PictureStream, TrainingPlan, evaluation_stream, training_stream
@@ -263,28 +261,15 @@ class Trainer:
             )
 
     def _final_report(self) -> None:
-        """Figures and thresholds of the best epoch on validation."""
+        """Figures, thresholds and page of the best epoch on validation."""
         weights, epoch = self._best()
         config, labels = self.config, self.dataset.labels
         network = InceptionResNetV1(len(labels), config.width, config.dropout, config.block8)
         network.load_state_dict(weights)
         with bar("evaluating the best epoch") as advance:
-            logits, rows = answers(
-                network,
-                self.dataset,
-                "val",
-                config,
-                config.device,
-                self.stopped,
-                lambda done, total: advance(done, total, ""),
+            write_figures(
+                self.run, network, epoch, self.dataset, config, self.stopped, lambda n, of: advance(n, of, "")
             )
-        found = Predicted.of(logits, rows, self.dataset)
-        thresholds = tuned_thresholds(found.probabilities, found.targets).tolist()
-        content = {"split": "val", "epoch": epoch, "loss": found.loss}
-        content |= figures(labels, found.probabilities, found.targets, thresholds)
-        found.save(self.run.validation)
-        write_json(self.run.thresholds, dict(zip(labels, thresholds, strict=True)))
-        write_json(self.run.report, content)
         try:
             write_page(self.run, self.dataset)
         except Exception as error:  # the run is whole without its page, whatever kept it from being drawn

@@ -80,18 +80,27 @@ def drawn(
     Raises:
         RuntimeError: a picture does not decode.
     """
-    import os
-
     from nvidia.dali import Pipeline, fn, types
 
-    from pipelines.augment import MEAN, STD, PictureSpec, decode, fused, fused_available, letterbox, normalise, separate
+    from pipelines.augment import (
+        MEAN,
+        STD,
+        PictureSpec,
+        decode_bytes,
+        fused,
+        fused_available,
+        letterbox,
+        normalise,
+        separate,
+    )
     from pipelines.draws import draw
+    from pipelines.shards import read_or_none
 
-    paths = [np.frombuffer(os.fsencode(root / file), np.uint8) for file in files for _ in range(draws)]
-    numbers = draw(seed, 0, 0, len(paths), size)
-    pipeline = Pipeline(batch_size=len(paths), num_threads=2, device_id=None, prefetch_queue_depth=1)
+    contents = [content for file in files for content in [read_or_none(f"{root}/{file}")] * draws]
+    numbers = draw(seed, 0, 0, len(contents), size)
+    pipeline = Pipeline(batch_size=len(contents), num_threads=2, device_id=None, prefetch_queue_depth=1)
     with pipeline:
-        image = decode(fn.external_source(lambda: paths, dtype=types.UINT8, ndim=1), "cpu")
+        image = decode_bytes(fn.external_source(lambda: contents, dtype=types.UINT8, ndim=1), "cpu")
         matrix = fn.external_source(lambda: numbers.matrix, dtype=types.FLOAT, ndim=2)
         colour = fn.external_source(lambda: numbers.colour, dtype=types.FLOAT, ndim=2)
         apart = separate(image, matrix, colour, size)
