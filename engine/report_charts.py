@@ -16,7 +16,7 @@ from engine.predicted import Predicted
 SHARE = Axis(0, 1)
 FAINT = 100  # labels that have a precision-recall curve of their own, at most
 SWEPT = 100  # thresholds of the sweep, 0 to 0.99
-WEAKEST, BEST = 6, 3  # labels that are named in the overview, where there is room
+WEAKEST, FREQUENT, BEST = 6, 3, 3  # labels that are named in the overview, where there is room
 LONGEST = 22  # characters of a name in a chart
 
 Epochs = Sequence[dict[str, Any]]
@@ -115,7 +115,8 @@ def f1_by_frequency(rows: Sequence[dict[str, Any]]) -> Chart:
         width=460,
         height=330,
     )
-    named = _with_room(chart, [*present[:WEAKEST], *reversed(present[WEAKEST:][-BEST:])], present)
+    frequent = sorted(present, key=lambda row: -row["support"])[:FREQUENT]
+    named = _with_room(chart, [*present[:WEAKEST], *frequent, *reversed(present[-BEST:])], present)
     dots = tuple(
         Dot(
             row["support"],
@@ -134,6 +135,8 @@ def _with_room(chart: Chart, wanted: Sequence[dict[str, Any]], rows: Sequence[di
     places = {row["label"]: (chart.px(row["support"]), chart.py(row["f1"])) for row in rows}
     taken: dict[str, tuple[float, float, float]] = {}  # left, right and height of a name
     for row in wanted:
+        if row["label"] in taken:
+            continue
         x, y = places[row["label"]]
         length = CHARACTER * len(short(row["label"]))
         start = x - 7 - length if x > (left + right) / 2 else x + 7

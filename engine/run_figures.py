@@ -1,6 +1,7 @@
 """RUN/figures: a run's charts as PNG files, for papers and slides."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +57,12 @@ def _deviations(shown: list[dict[str, Any]]) -> list[float] | None:
     return [row["f1_deviation"] for row in shown] if shown and "f1_deviation" in shown[0] else None
 
 
-def name_labels(axes: Any, names: list[str]) -> None:
-    """Names of labels below the x axis; nothing in them is taken for mathematics."""
+def name_labels(axes: Any, names: Sequence[str], counts: Sequence[int] | None = None) -> None:
+    """Names of labels below the x axis, with counts in brackets; nothing in them is taken for mathematics."""
     shown = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in names]
-    size = max(4, min(9, 400 // max(1, len(shown))))
+    if counts is not None:
+        shown = [f"{name} ({count:,})" for name, count in zip(shown, counts, strict=True)]
+    size = max(4, min(9, 600 // max(1, len(shown))))
     axes.set_xticks(range(len(shown)), shown, rotation=90, fontsize=size, parse_math=False)
     axes.set_xlim(-0.6, len(shown) - 0.4)
 
