@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS, SEED, LEVEL = 1000, 0, 0.95
+FEWEST_DRAWS = 200  # where there are many answers
+AFFORDABLE = 400_000_000  # answers of all draws, about ten seconds
 CHUNK = 1 << 24  # numbers that are held at a time
 
 Floats = NDArray[np.float64]
@@ -63,6 +65,11 @@ def resampled(
         for part, matrix in zip(parts, decided, strict=True):
             part.append((*_counted_figures(weights, matrix, targets), *ranked))
     return [Resampled(*(np.concatenate(columns) for columns in zip(*part, strict=True))) for part in parts]
+
+
+def affordable_draws(rows: int, labels: int) -> int:
+    """DRAWS, or fewer where that many would take long."""
+    return max(FEWEST_DRAWS, min(DRAWS, AFFORDABLE // max(1, rows * labels)))
 
 
 def _weights(rows: int, draws: int, seed: int) -> Iterator[NDArray[np.float32]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from engine.answers import answers
+from engine.bootstrap import affordable_draws
 from engine.config import Config
 from engine.figures import figures
 from engine.model import InceptionResNetV1
@@ -30,7 +31,8 @@ def write_figures(
     found = Predicted.of(logits, rows, dataset)
     thresholds = tuned_thresholds(found.probabilities, found.targets).tolist()
     content = {"split": "val", "epoch": epoch, "loss": found.loss}
-    content |= figures(dataset.labels, found.probabilities, found.targets, thresholds)
+    draws = affordable_draws(*found.targets.shape)
+    content |= figures(dataset.labels, found.probabilities, found.targets, thresholds, draws)
     found.save(run.validation)
     write_json(run.thresholds, dict(zip(dataset.labels, thresholds, strict=True)))
     write_json(run.report, content)

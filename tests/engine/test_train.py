@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from engine.answers import Stopped
 from engine.command import main
 from engine.config import Config, resolve
 from engine.device import decide
-from engine.answers import Stopped
 from engine.run import Run, load_checkpoint, write_json
 from engine.train import Arguments, train
 from engine.trainer import Trainer
