@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class _Ranked:
+class Ranked:
     """Answers from the most to the least probable, with their truth and the rows that they are of."""
 
     scores: Floats
@@ -32,7 +32,7 @@ class _Ranked:
     rows: NDArray[np.int64]
 
     @classmethod
-    def of(cls, scores: NDArray[np.float32], targets: NDArray[np.bool_], rows: NDArray[np.int64]) -> "_Ranked":
+    def of(cls, scores: NDArray[np.float32], targets: NDArray[np.bool_], rows: NDArray[np.int64]) -> "Ranked":
         order = np.argsort(-scores, kind="stable")
         return cls(scores[order].astype(np.float64), targets[order], rows[order])
 
@@ -58,8 +58,8 @@ def tuned_thresholds(
     if not targets.any():
         return np.full(labels, 0.5, np.float32)
     rows = np.arange(count)
-    single = [_Ranked.of(probabilities[:, i], targets[:, i], rows) for i in range(labels)]
-    together = _Ranked.of(probabilities.ravel(), targets.ravel(), np.repeat(rows, labels))
+    single = [Ranked.of(probabilities[:, i], targets[:, i], rows) for i in range(labels)]
+    together = Ranked.of(probabilities.ravel(), targets.ravel(), np.repeat(rows, labels))
     strength = _strength(probabilities, targets, single, together, seed)
     if strength is None:
         return np.full(labels, 0.5, np.float32)
@@ -84,7 +84,7 @@ def _log_odds(probability: Floats) -> Floats:
 
 
 def _fitted(
-    single: list[_Ranked], together: _Ranked, targets: NDArray[np.bool_], used: NDArray[np.bool_]
+    single: list[Ranked], together: Ranked, targets: NDArray[np.bool_], used: NDArray[np.bool_]
 ) -> tuple[Floats, float, NDArray[np.int64]]:
     """Own thresholds, the common one, and true answers a label, of the rows used."""
     common = together.best(used)
@@ -96,7 +96,7 @@ def _fitted(
 
 
 def _strength(
-    probabilities: NDArray[np.float32], targets: NDArray[np.bool_], single: list[_Ranked], together: _Ranked, seed: int
+    probabilities: NDArray[np.float32], targets: NDArray[np.bool_], single: list[Ranked], together: Ranked, seed: int
 ) -> float | None:
     """The strength that cross-validation chooses; None where each costs micro-F1 against 0.5."""
     rng = np.random.default_rng(seed)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import f1_score
 
 from engine.metrics import scores
-from engine.thresholds import SURE, shrunk, tuned_thresholds
+from engine.thresholds import SURE, Ranked, shrunk, tuned_thresholds
 from tests.engine.answers import Answers, answers
 
 
@@ -86,3 +87,14 @@ def test_a_label_without_pictures_takes_the_common_threshold() -> None:
 def test_no_positives_at_all() -> None:
     assert tuned_thresholds(np.full((5, 2), 0.3, np.float32), np.zeros((5, 2), bool)).tolist() == [0.5, 0.5]
     assert tuned_thresholds(np.empty((0, 2), np.float32), np.zeros((0, 2), bool)).tolist() == [0.5, 0.5]
+
+
+@given(answers(most_labels=1))
+@settings(max_examples=60, deadline=None)
+def test_no_other_threshold_has_a_better_f1_on_the_answers_it_was_tuned_on(case: Answers) -> None:
+    probabilities, targets = case[0][:, 0], case[1][:, 0]
+    best = Ranked.of(probabilities, targets, np.arange(len(targets))).best(np.ones(len(targets), bool))
+    assert math.isnan(best) == (not targets.any())
+    if targets.any():
+        others = [f1_score(targets, probabilities >= at / 20, zero_division=0) for at in range(21)]
+        assert f1_score(targets, probabilities >= best, zero_division=0) == pytest.approx(max(others))
