@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from engine.bootstrap import DRAWS, LEVEL, SEED, resampled
 from engine.calibration import calibration
-from engine.metrics import per_label, scores
+from engine.metrics import average_precision, per_label, scores
 
 HEADLINE = ("micro_f1", "macro_f1", "map")
 OF_LABELS = ("precision", "recall", "f1", "ap")
@@ -32,7 +32,8 @@ def figures(
         draws, seed: of the bootstrap; without draws no intervals.
     """
     at = (0.5, np.array(thresholds, np.float32))
-    half, tuned = (_at(labels, probabilities, targets, threshold) for threshold in at)
+    ap = average_precision(probabilities, targets)
+    half, tuned = (_at(labels, probabilities, targets, threshold, ap) for threshold in at)
     if draws and len(targets):
         for part, draw in zip((half, tuned), resampled(probabilities, targets, at, draws, seed), strict=True):
             _add_intervals(part, draw.intervals())
@@ -49,10 +50,14 @@ def figures(
 
 
 def _at(
-    labels: Sequence[str], probabilities: NDArray[np.float32], targets: NDArray[np.bool_], thresholds: Any
+    labels: Sequence[str],
+    probabilities: NDArray[np.float32],
+    targets: NDArray[np.bool_],
+    thresholds: Any,
+    ap: NDArray[np.float64],
 ) -> dict[str, Any]:
-    figures: dict[str, Any] = asdict(scores(probabilities, targets, thresholds))
-    figures["labels"] = per_label(tuple(labels), probabilities, targets, thresholds)
+    figures: dict[str, Any] = asdict(scores(probabilities, targets, thresholds, ap))
+    figures["labels"] = per_label(tuple(labels), probabilities, targets, thresholds, ap)
     return figures
 
 

@@ -17,13 +17,22 @@ class Scores:
     map: float
 
 
-def scores(probabilities: NDArray[np.float32], targets: NDArray[np.bool_], thresholds: Any = 0.5) -> Scores:
-    """Scores of [rows, labels] probabilities; a label that neither occurs nor is predicted counts 0 in macro_f1."""
+def scores(
+    probabilities: NDArray[np.float32],
+    targets: NDArray[np.bool_],
+    thresholds: Any = 0.5,
+    ap: NDArray[np.float64] | None = None,
+) -> Scores:
+    """Scores of [rows, labels] probabilities; a label that neither occurs nor is predicted counts 0 in macro_f1.
+
+    `ap` is the average precision, where it is known already.
+    """
     decided = probabilities >= thresholds
+    ap = average_precision(probabilities, targets) if ap is None else ap
     return Scores(
         float(_counted(targets, decided, "micro")[2]),
         float(_counted(targets, decided, "macro")[2]),
-        float(np.nanmean(average_precision(probabilities, targets))) if targets.any() else 0.0,
+        float(np.nanmean(ap)) if targets.any() else 0.0,
     )
 
 
@@ -44,11 +53,15 @@ def average_precision(probabilities: NDArray[np.float32], targets: NDArray[np.bo
 
 
 def per_label(
-    labels: tuple[str, ...], probabilities: NDArray[np.float32], targets: NDArray[np.bool_], thresholds: Any = 0.5
+    labels: tuple[str, ...],
+    probabilities: NDArray[np.float32],
+    targets: NDArray[np.bool_],
+    thresholds: Any = 0.5,
+    ap: NDArray[np.float64] | None = None,
 ) -> list[dict[str, Any]]:
     """precision, recall, f1, ap and support of each label, in label order; ap is None without a positive row."""
     precision, recall, f1, support = _counted(targets, probabilities >= thresholds, None)
-    ap = average_precision(probabilities, targets)
+    ap = average_precision(probabilities, targets) if ap is None else ap
     return [
         {
             "label": label,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#1f66b0", "#c45a12", "#2b8050", "#8647a5", "#0b7f86", "#5c6670")
 LONGEST = 24  # characters of a label
+NAMED = 150  # labels that have room for their names
 
 
 def write_run_figures(run: Run, report: dict[str, Any], epochs: list[dict[str, Any]]) -> None:
@@ -63,7 +64,10 @@ def name_labels(axes: Any, names: Sequence[str], counts: Sequence[int] | None = 
     if counts is not None:
         shown = [f"{name} ({count:,})" for name, count in zip(shown, counts, strict=True)]
     size = max(4, min(9, 600 // max(1, len(shown))))
-    axes.set_xticks(range(len(shown)), shown, rotation=90, fontsize=size, parse_math=False)
+    if len(shown) <= NAMED:
+        axes.set_xticks(range(len(shown)), shown, rotation=90, fontsize=size, parse_math=False)
+    else:
+        axes.set(xlabel="labels by frequency")
     axes.set_xlim(-0.6, len(shown) - 0.4)
 
 
