@@ -97,6 +97,7 @@ def ablate(arguments: Arguments) -> int:
         InputError: bad input, told in one line.
     """
     from engine.ablation import collect, write_summary
+    from engine.answers import Stopped
     from engine.progress import say
 
     _check(arguments)
@@ -104,32 +105,46 @@ def ablate(arguments: Arguments) -> int:
     say(dataset.summary())
     with command.Interrupt() as interrupt:
         study = Study(arguments, _plan(arguments, dataset, interrupt))
-        runs = study.planned()
-        for number, run in enumerate(runs):
-            if _finished(run.folder):
-                continue
-            if interrupt():
-                break
-            say(f"run {number + 1} of {len(runs)}: {ARMS[run.arm].title}, seed {run.seed}{_left(study, runs)}")
-            began = time.perf_counter()
-            status = _train(_command(study, run), interrupt)
-            if status == command.INTERRUPTED or interrupt():
-                break
-            if status != command.OK or not _finished(run.folder):
-                study.failed.append(run)
-                say(f"{ARMS[run.arm].title}, seed {run.seed}: failed with exit status {status}; the others go on")
-                continue
-            study.seconds.append(time.perf_counter() - began)
-        if interrupt():
+        try:
+            _run(study, interrupt)
+            done = [(run.arm, run.seed, run.folder) for run in study.planned() if _finished(run.folder)]
+            if not done:
+                raise InputError(f"{arguments.out}: no run was finished")
+            results = collect(done, dataset, arguments.device, interrupt)
+        except Stopped:
             say("stopped; the same command goes on")
             return command.INTERRUPTED
-        done = [(run.arm, run.seed, run.folder) for run in runs if _finished(run.folder)]
-        if not done:
-            raise InputError(f"{arguments.out}: no run was finished")
-        write_summary(collect(done, dataset, arguments.device, interrupt), arguments.summary or arguments.out)
+    write_summary(results, arguments.summary or arguments.out)
     for run in study.failed:
         say(f"missing: {ARMS[run.arm].title}, seed {run.seed}, in {run.folder}")
     return FAILED if study.failed else command.OK
+
+
+def _run(study: Study, interrupt: "command.Interrupt") -> None:
+    """Makes the runs that are not finished, one after the other.
+
+    Raises:
+        Stopped: Ctrl-C, here or in a run.
+    """
+    from engine.answers import Stopped
+    from engine.progress import say
+
+    runs = study.planned()
+    for number, run in enumerate(runs):
+        if interrupt():
+            raise Stopped
+        if _finished(run.folder):
+            continue
+        say(f"run {number + 1} of {len(runs)}: {ARMS[run.arm].title}, seed {run.seed}{_left(study, runs)}")
+        began = time.perf_counter()
+        status = _train(_command(study, run), interrupt)
+        if status == command.INTERRUPTED:
+            raise Stopped
+        if status == command.OK and _finished(run.folder):
+            study.seconds.append(time.perf_counter() - began)
+        else:
+            study.failed.append(run)
+            say(f"{ARMS[run.arm].title}, seed {run.seed}: failed with exit status {status}; the others go on")
 
 
 def _check(arguments: Arguments) -> None:
@@ -198,8 +213,10 @@ def _plan(arguments: Arguments, dataset: "Dataset", stopped: Callable[[], bool])
     if changed:
         raise InputError(f"{path}: the study there has another {changed[0]}; another --out begins anew")
     for arm in arguments.arms:
-        if arm in epochs or stopped():
+        if arm in epochs:
             continue
+        if stopped():
+            break
         config = _config(arguments, arm, 0)
         epochs[arm] = config.epochs
         if arguments.budget_minutes is not None:

@@ -112,7 +112,7 @@ def pipeline_sheet(dataset: Dataset, config: Config) -> list[tuple[str, list[str
     rows = train[list(dict.fromkeys(plan.tolist()))[:ROWS]]
     files = [dataset.files[row] for row in rows]
     if config.augment:
-        boxed, draws, _ = drawn(dataset.root, files, DRAWS, SHEET, config.seed)
+        boxed, draws = drawn(dataset.root, files, DRAWS, SHEET, config.seed, at_once=False)
         pictures = [[boxed[i], *draws[i]] for i in range(len(files))]
     else:
         pictures = [[picture] for picture in thumbnails(dataset.root, files, SHEET)]
