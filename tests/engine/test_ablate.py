@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -210,3 +211,21 @@ def test_odd_names_in_tables_and_figures(tmp_path: Path, count: int) -> None:
     assert [row["label"] for row in rows_of(tmp_path / "ablation-labels.csv")] == list(odd)
     assert rows_of(tmp_path / "ablation-labels.csv")[1]["ours_f1"] == "0.100000"
     assert (tmp_path / "figures" / "f1_all_arms.png").stat().st_size > 5000
+
+
+def test_ctrl_c_reaches_the_run_once_and_is_waited_for(tmp_path: Path) -> None:
+    ready, told = tmp_path / "ready", tmp_path / "told"
+    code = f"""
+import pathlib, signal, sys
+def press(*_):
+    with open({str(told)!r}, "a") as file:
+        file.write("pressed ")
+    signal.alarm(1)  # what saving takes
+signal.signal(signal.SIGINT, press)
+signal.signal(signal.SIGALRM, lambda *_: sys.exit(130))
+pathlib.Path({str(ready)!r}).touch()
+while True:
+    signal.pause()
+"""
+    assert ablating._train([sys.executable, "-c", code], ready.exists) == 130
+    assert told.read_text() == "pressed "
