@@ -36,7 +36,7 @@ def figures(
     half, tuned = (_at(labels, probabilities, targets, threshold, ap) for threshold in at)
     if draws and len(targets):
         for part, draw in zip((half, tuned), resampled(probabilities, targets, at, draws, seed), strict=True):
-            _add_intervals(part, draw.intervals())
+            _add_intervals(part, draw.intervals(part["map"]))
     rows = half.pop("labels")
     return {
         "rows": len(targets),

@@ -250,7 +250,7 @@ def test_a_run_s_folder(table: Make, tmp_path: Path) -> None:
     assert list(line) == names.split()
     assert set(json.loads((out / "thresholds.json").read_text())) == {"bird", "cat", "dog"}
     report = json.loads((out / "report.json").read_text())
-    assert set(report["labels"][0]) == {"label", "precision", "recall", "f1", "ap", "support"}
+    assert set(report["labels"][0]) == {"label", "precision", "recall", "f1", "ap", "support", "intervals"}
     assert {"micro_f1", "macro_f1", "map"} <= report.keys()
     assert "bird" in (out / "report.html").read_text()
     assert list((out / "tensorboard").iterdir())
