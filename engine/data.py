@@ -1,10 +1,13 @@
 """The data set of a run, read with progress shown: the user's own, or else the sample data set."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.config import Config
+from pipelines.dataset import Layout
+from pipelines.errors import InputError
 
 if TYPE_CHECKING:
     from pipelines.dataset import Dataset
@@ -34,3 +37,28 @@ def read_data(root: Path | None, config: Config, known_bad: Mapping[str, str] | 
             progress=lambda done, total: advance(done, total, ""),
             known_bad=known_bad,
         )
+
+
+def data_of_run(
+    config: Config,
+    data: Path | None = None,
+    layout: Layout | None = None,
+    known_bad: Mapping[str, str] | None = None,
+) -> "Dataset":
+    """The data set that a run was trained on, or another one.
+
+    Args:
+        config: of the run.
+        data: another folder.
+        layout: of the data set; by default the run's, of another folder found out.
+        known_bad: files that the run left out, with reasons, in place of a check.
+
+    Raises:
+        InputError: it is no longer there, or cannot be read.
+    """
+    if data is not None:
+        return read_data(data, replace(config, layout=layout or "auto"), known_bad)
+    root = None if config.data is None else Path(config.data)
+    if root is not None and not root.is_dir():
+        raise InputError(f"{root}: the data set of the run is not there; --data DIR says where it is now")
+    return read_data(root, replace(config, layout=layout or config.layout), known_bad)

@@ -1,75 +1,198 @@
-"""The network's answers for the rows of a split, and the figures that follow from them."""
+"""python -m engine.evaluate: the figures of a trained network on any data set and split."""
 
-from collections.abc import Callable
-from typing import Any
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
+import tyro
 
-import kernels
-from engine.device import Placement
-from engine.metrics import per_label, scores, tuned_thresholds
-from pipelines.dataset import Dataset
-from pipelines.loader import PADDING, PictureStream
+from engine import command
+from engine.config import Device
+from pipelines.dataset import Layout
+from pipelines.errors import InputError
+
+if TYPE_CHECKING:
+    from engine.predicted import Predicted
+    from engine.trained import Trained
+    from pipelines.dataset import Dataset
+
+NAMED = 5  # labels that a line names
 
 
-class Stopped(Exception):  # noqa: N818 -- nothing went wrong
-    """The user asked to stop in the middle."""
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Figures of a run's best network on a split, at 0.5 and at the run's tuned thresholds, with 95 % intervals."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    data: Path | None = None
+    """Folder of the data set; by default the run's own. Labels are matched by name."""
+    format: Layout | None = None
+    """Layout of the data set; by default the run's for its own data, else found out."""
+    split: Literal["val", "test", "train"] = "val"
+    """Pictures to evaluate on; a data set without val has one split off, as in training."""
+    out: Path | None = None
+    """JSON file for the figures."""
+    predictions: Path | None = None
+    """File for the probabilities, .csv, .jsonl or .parquet, with the columns of engine.infer."""
+    device: Device = "auto"
+    """Where to compute, in float32."""
+    draws: int = 1000
+    """Bootstrap draws that the intervals come from; 0: no intervals."""
+    seed: int = 0
+    """Of the draws."""
 
 
-def predict(
-    model: nn.Module,
-    stream: PictureStream,
-    placement: Placement,
-    labels: int,
+def main() -> int:
+    """Parses the command line and evaluates; the exit status."""
+    return evaluate(command.parse(Arguments, "python -m engine.evaluate"))
+
+
+def evaluate(arguments: Arguments) -> int:
+    """Evaluates as the command line says; the exit status.
+
+    Raises:
+        InputError: bad input, told in one line.
+    """
+    from engine.answers import Stopped
+    from engine.data import data_of_run
+    from engine.evaluation_table import print_figures
+    from engine.progress import bar, say
+    from engine.run import write_json
+    from engine.trained import load_trained
+
+    _require_folders(arguments)
+    trained = load_trained(arguments.run)
+    dataset = data_of_run(trained.config, arguments.data, arguments.format)
+    for note in _notes(trained, dataset):
+        say(note)
+    with command.Interrupt() as interrupt, bar(f"evaluating {arguments.split}") as advance:
+        try:
+            found, content = evaluation(
+                trained,
+                dataset,
+                arguments.split,
+                arguments.device,
+                arguments.draws,
+                arguments.seed,
+                interrupt,
+                lambda done, total: advance(done, total, ""),
+            )
+        except Stopped:
+            return command.INTERRUPTED
+    print_figures(content)
+    if arguments.out is not None:
+        write_json(arguments.out, content)
+        say(f"figures        {arguments.out}")
+    if arguments.predictions is not None:
+        _write_predictions(arguments.predictions, trained, found)
+        say(f"probabilities  {arguments.predictions}")
+    return command.OK
+
+
+def evaluation(
+    trained: "Trained",
+    dataset: "Dataset",
+    split: str,
+    device: Device = "auto",
+    draws: int = 1000,
+    seed: int = 0,
     stopped: Callable[[], bool] = lambda: False,
-    progress: Callable[[int], None] = lambda done: None,
-) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Logits (float32 [rows, labels], on the CPU) and row numbers of every picture of a stream, each once.
-
-    `progress` is told the number of batches done.
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple["Predicted", dict[str, Any]]:
+    """The answers for a split, for all labels of the network, and the figures of those that the data set has too.
 
     Raises:
         Stopped: `stopped` became true.
+        InputError: the data set has no such split, or no label of the network.
     """
-    model.eval()
-    logits, rows = [], []
-    with torch.inference_mode():
-        for batch in stream.batches():
-            if stopped():
-                raise Stopped
-            with placement.autocast():
-                answer = model(batch.images)
-            logits.append(answer.float().cpu())
-            rows.append(batch.rows.clone())
-            progress(len(rows))
-    if not rows:
-        return torch.empty(0, labels), np.empty(0, np.int64)
-    row = torch.cat(rows)
-    kept = row != PADDING
-    return torch.cat(logits)[kept], row[kept].numpy()
+    from engine.answers import answers
+    from engine.figures import figures
+    from engine.predicted import Predicted
 
-
-def mean_loss(logits: torch.Tensor, targets: NDArray[np.bool_]) -> float:
-    """Binary cross-entropy, unweighted, the mean over rows and labels."""
-    return float(kernels.sigmoid_bce(logits, torch.from_numpy(targets)))
-
-
-def figures(logits: torch.Tensor, targets: NDArray[np.bool_], dataset: Dataset) -> tuple[dict[str, Any], list[float]]:
-    """The content of report.json for a split, and the thresholds tuned on it."""
-    probabilities = torch.sigmoid(logits).numpy()
-    thresholds = tuned_thresholds(probabilities, targets)
-    half, tuned = scores(probabilities, targets), scores(probabilities, targets, thresholds)
-    report = {
-        "rows": len(targets),
-        "loss": mean_loss(logits, targets),
-        "micro_f1": half.micro_f1,
-        "macro_f1": half.macro_f1,
-        "map": half.map,
-        "tuned": {"micro_f1": tuned.micro_f1, "macro_f1": tuned.macro_f1},
-        "labels": per_label(dataset.labels, probabilities, targets),
-        "labels_tuned": per_label(dataset.labels, probabilities, targets, thresholds),
+    if not len(dataset.splits.get(split, ())):
+        there = ", ".join(name for name, rows in dataset.splits.items() if len(rows))
+        raise InputError(f"{dataset.root}: has no pictures in {split}; it has {there}")
+    known = [i for i, label in enumerate(trained.labels) if label in set(dataset.labels)]
+    if not known:
+        raise InputError(f"{dataset.root}: has none of the labels that the run was trained for")
+    logits, rows = answers(trained.network, dataset, split, trained.config, device, stopped, progress)
+    matched = replace(dataset, labels=trained.labels, targets=_matched(dataset, trained.labels))
+    found = Predicted.of(logits, rows, matched)
+    labels, thresholds = [trained.labels[i] for i in known], [trained.thresholds[i] for i in known]
+    compared = Predicted.of(logits[:, known], rows, replace(matched, targets=matched.targets[:, known]))
+    return found, {
+        "run": trained.name,
+        "epoch": trained.epoch,
+        "data": dataset.root.name,
+        "split": split,
+        "loss": compared.loss,
+        **figures(labels, compared.probabilities, compared.targets, thresholds, draws, seed),
+        "thresholds": dict(zip(labels, thresholds, strict=True)),
     }
-    return report, [float(t) for t in thresholds]
+
+
+def _matched(dataset: "Dataset", labels: Sequence[str]) -> Any:
+    """Targets of a data set [rows, labels] in the order of other labels; False for those that it does not have."""
+    import numpy as np
+
+    column = {label: i for i, label in enumerate(dataset.labels)}
+    targets = np.zeros((len(dataset.targets), len(labels)), bool)
+    for i, label in enumerate(labels):
+        if label in column:
+            targets[:, i] = dataset.targets[:, column[label]]
+    return targets
+
+
+def _require_folders(arguments: Arguments) -> None:
+    """Raises InputError for options that would only fail at the end."""
+    if arguments.draws < 0:
+        raise InputError(f"--draws {arguments.draws}: must not be negative")
+    if arguments.seed < 0:
+        raise InputError(f"--seed {arguments.seed}: must not be negative")
+    for name, path in (("out", arguments.out), ("predictions", arguments.predictions)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"--{name} {path}: there is no folder {path.absolute().parent}")
+    if arguments.predictions is not None:
+        from engine.predictions import ENDINGS
+
+        if arguments.predictions.suffix.lower() not in ENDINGS:
+            raise InputError(f"--predictions {arguments.predictions}: must end in {', '.join(ENDINGS)}")
+
+
+def _notes(trained: "Trained", dataset: "Dataset") -> list[str]:
+    notes = [dataset.summary()]
+    if trained.untuned:
+        notes.append("thresholds 0.5: the run has not finished and has none of its own")
+    lacking = [label for label in trained.labels if label not in set(dataset.labels)]
+    unknown = [label for label in dataset.labels if label not in set(trained.labels)]
+    if lacking or unknown:
+        told = [f"the data set lacks {_some(lacking)}"] if lacking else []
+        told += [f"the network does not know {_some(unknown)}"] if unknown else []
+        both = len(trained.labels) - len(lacking)
+        notes.append(f"note: figures are of the {both} labels that both have: {'; '.join(told)}")
+    return notes
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
+
+
+def _write_predictions(path: Path, trained: "Trained", found: "Predicted") -> None:
+    import numpy as np
+
+    from engine.predictions import Predictions
+
+    decided = found.probabilities >= np.array(trained.thresholds, np.float32)
+    names = [[trained.labels[i] for i in np.flatnonzero(row)] for row in decided]
+    partial = uuid.uuid4().hex[:12]  # nothing is gone on with here
+    with Predictions(path, trained.labels, partial, resume=False) as predictions:
+        predictions.add(found.files, names, found.probabilities, [None] * len(found.files))
+        predictions.finish()
+
+
+if __name__ == "__main__":
+    command.main(main)

@@ -97,13 +97,10 @@ def _dataset(arguments: Arguments, trained: "Trained") -> "Dataset":
     Raises:
         InputError: it is no longer there, or has other labels.
     """
-    from engine.data import read_data
+    from engine.data import data_of_run
     from engine.progress import say
 
-    root = arguments.data or (None if trained.config.data is None else Path(trained.config.data))
-    if root is not None and not root.is_dir():
-        raise InputError(f"{root}: the data set of the run is not there; --data DIR says where it is now")
-    dataset = read_data(root, trained.config)
+    dataset = data_of_run(trained.config, arguments.data, trained.config.layout)
     if dataset.labels != trained.labels:
         raise InputError(f"{dataset.root}: has other labels than the run was trained for")
     if dataset.fingerprint() != trained.fingerprint:

@@ -1,13 +1,11 @@
-"""Figures of merit for multi-label predictions, from a library, and per-label decision thresholds."""
+"""Figures of merit for multi-label predictions, from a library."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, precision_recall_curve, precision_recall_fscore_support
-
-FEW_POSITIVES = 20  # a label with fewer shares the threshold that suits all labels together
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +17,22 @@ class Scores:
     map: float
 
 
-def scores(probabilities: NDArray[np.float32], targets: NDArray[np.bool_], thresholds: Any = 0.5) -> Scores:
-    """Scores of [rows, labels] probabilities; a label that neither occurs nor is predicted counts 0 in macro_f1."""
+def scores(
+    probabilities: NDArray[np.float32],
+    targets: NDArray[np.bool_],
+    thresholds: Any = 0.5,
+    ap: NDArray[np.float64] | None = None,
+) -> Scores:
+    """Scores of [rows, labels] probabilities; a label that neither occurs nor is predicted counts 0 in macro_f1.
+
+    `ap` is the average precision, where it is known already.
+    """
     decided = probabilities >= thresholds
+    ap = average_precision(probabilities, targets) if ap is None else ap
     return Scores(
         float(_counted(targets, decided, "micro")[2]),
         float(_counted(targets, decided, "macro")[2]),
-        float(np.nanmean(average_precision(probabilities, targets))) if targets.any() else 0.0,
+        float(np.nanmean(ap)) if targets.any() else 0.0,
     )
 
 
@@ -46,11 +53,15 @@ def average_precision(probabilities: NDArray[np.float32], targets: NDArray[np.bo
 
 
 def per_label(
-    labels: tuple[str, ...], probabilities: NDArray[np.float32], targets: NDArray[np.bool_], thresholds: Any = 0.5
+    labels: tuple[str, ...],
+    probabilities: NDArray[np.float32],
+    targets: NDArray[np.bool_],
+    thresholds: Any = 0.5,
+    ap: NDArray[np.float64] | None = None,
 ) -> list[dict[str, Any]]:
     """precision, recall, f1, ap and support of each label, in label order; ap is None without a positive row."""
     precision, recall, f1, support = _counted(targets, probabilities >= thresholds, None)
-    ap = average_precision(probabilities, targets)
+    ap = average_precision(probabilities, targets) if ap is None else ap
     return [
         {
             "label": label,
@@ -62,25 +73,3 @@ def per_label(
         }
         for i, label in enumerate(labels)
     ]
-
-
-def tuned_thresholds(probabilities: NDArray[np.float32], targets: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """[labels] thresholds of best F1; a rare label, whose own best would be chance, takes that of all labels pooled."""
-    pooled = _best_threshold(probabilities.ravel(), targets.ravel())
-    return np.array(
-        [
-            _best_threshold(probabilities[:, i], targets[:, i]) if targets[:, i].sum() >= FEW_POSITIVES else pooled
-            for i in range(targets.shape[1])
-        ],
-        np.float32,
-    )
-
-
-def _best_threshold(probabilities: NDArray[np.float32], targets: NDArray[np.bool_]) -> float:
-    if not targets.any():
-        return 0.5
-    precision, recall, thresholds = precision_recall_curve(targets, probabilities)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    best = int(f1[:-1].argmax())
-    below = thresholds[best - 1] if best > 0 else 0.0
-    return float((thresholds[best] + below) / 2)  # halfway to the next score: not on a picture's own

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engine.answers import predict
 from engine.classifier import Classifier
 from engine.config import Config
 from engine.device import decide
-from engine.evaluate import predict
 from engine.metrics import scores
 from engine.model_file import Description, Precision
 from engine.trained import Trained

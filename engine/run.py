@@ -43,6 +43,10 @@ class Run:
         return self.folder / "thresholds.json"
 
     @property
+    def validation(self) -> Path:
+        return self.folder / "validation.npz"
+
+    @property
     def report(self) -> Path:
         return self.folder / "report.json"
 

@@ -106,7 +106,7 @@ def train(arguments: Arguments) -> int:
     Raises:
         InputError: bad input, told in one line.
     """
-    from engine.evaluate import Stopped
+    from engine.answers import Stopped
     from engine.progress import say
     from engine.run import write_json
     from engine.trainer import Trainer

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.answers import Stopped, mean_loss, predict
 from engine.config import Config
 from engine.device import Placement
-from engine.evaluate import Stopped, figures, mean_loss, predict
+from engine.final_report import write_figures
 from engine.memory import keep_freed_memory
 from engine.metrics import scores
 from engine.model import InceptionResNetV1
 from engine.progress import Advance, bar, say
 from engine.report import write_page
-from engine.run import Run, load_checkpoint, save_checkpoint, write_json
+from engine.run import Run, load_checkpoint, save_checkpoint
 from engine.schedule import learning_rate
 from engine.step import Step
 from pipelines.dataset import Dataset
@@ -119,7 +120,7 @@ class Trainer:
             raise
         finally:
             writer.close()
-        self._final_report()  # stopped there, nothing is saved: last.pt is whole, and the network holds the best epoch
+        self._final_report()  # stopped there, nothing is saved: last.pt is whole
 
     def stream(self) -> PictureStream:
         """The training pictures from the first step on."""
@@ -233,15 +234,19 @@ class Trainer:
             )
 
     def _final_report(self) -> None:
-        """Figures and thresholds of the best epoch on validation."""
+        """Figures, thresholds and page of the best epoch on validation."""
         weights, epoch = self._best()
-        self.model.load_state_dict(weights)
-        logits, rows = self._predict("val")
-        report, thresholds = figures(logits, self.dataset.targets[rows], self.dataset)
-        content = {"split": "val", "epoch": epoch, **report}
-        write_json(self.run.thresholds, dict(zip(self.dataset.labels, thresholds, strict=True)))
-        write_json(self.run.report, content)
-        write_page(self.run)
+        config, labels = self.config, self.dataset.labels
+        network = InceptionResNetV1(len(labels), config.width, config.dropout, config.block8)
+        network.load_state_dict(weights)
+        with bar("evaluating the best epoch") as advance:
+            write_figures(
+                self.run, network, epoch, self.dataset, config, self.stopped, lambda n, of: advance(n, of, "")
+            )
+        try:
+            write_page(self.run, self.dataset)
+        except Exception as error:  # the run is whole without its page, whatever kept it from being drawn
+            say(f"report.html could not be made: {error}; python -m engine.report {self.run.folder} tries again")
 
     def save(self, best: bool = False) -> None:
         """Writes all state to last.pt or best.pt."""

@@ -70,37 +70,51 @@ def preview(arguments: Arguments) -> Path:
 
 
 def drawn(
-    root: Path, files: Sequence[str], draws: int, size: int, seed: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    """Letterboxed pictures, and each drawn several times in one pass and by separate operators.
+    root: Path, files: Sequence[str], draws: int, size: int, seed: int, at_once: bool = True
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Letterboxed pictures, and each drawn several times.
+
+    Args:
+        at_once: in one pass, as training on the CPU does, where that loads; else by separate operators, which draw the
+            same within rounding and need not be compiled first.
 
     Returns:
-        uint8 [pictures, size, size, 3] and twice [pictures, draws, size, size, 3].
+        uint8 [pictures, size, size, 3] and [pictures, draws, size, size, 3].
 
     Raises:
         RuntimeError: a picture does not decode.
     """
-    import os
-
     from nvidia.dali import Pipeline, fn, types
 
-    from pipelines.augment import MEAN, STD, PictureSpec, decode, fused, fused_available, letterbox, normalise, separate
+    from pipelines.augment import (
+        MEAN,
+        STD,
+        PictureSpec,
+        decode_bytes,
+        fused,
+        fused_available,
+        letterbox,
+        normalise,
+        separate,
+    )
     from pipelines.draws import draw
+    from pipelines.shards import read_or_none
 
-    paths = [np.frombuffer(os.fsencode(root / file), np.uint8) for file in files for _ in range(draws)]
-    numbers = draw(seed, 0, 0, len(paths), size)
-    pipeline = Pipeline(batch_size=len(paths), num_threads=2, device_id=None, prefetch_queue_depth=1)
+    contents = [content for file in files for content in [read_or_none(f"{root}/{file}")] * draws]
+    numbers = draw(seed, 0, 0, len(contents), size)
+    pipeline = Pipeline(batch_size=len(contents), num_threads=2, device_id=None, prefetch_queue_depth=1)
     with pipeline:
-        image = decode(fn.external_source(lambda: paths, dtype=types.UINT8, ndim=1), "cpu")
+        image = decode_bytes(fn.external_source(lambda: contents, dtype=types.UINT8, ndim=1), "cpu")
         matrix = fn.external_source(lambda: numbers.matrix, dtype=types.FLOAT, ndim=2)
         colour = fn.external_source(lambda: numbers.colour, dtype=types.FLOAT, ndim=2)
-        apart = separate(image, matrix, colour, size)
-        at_once = fused(image, matrix, colour, PictureSpec(size)) if fused_available() else normalise(apart)
-        pipeline.set_outputs(letterbox(image, size), at_once, apart)
-    boxed, one_pass, several = (np.array(output.as_array()) for output in pipeline.run())
-    one_pass = np.rint(one_pass * STD + MEAN).clip(0, 255).astype(np.uint8)
-    shape = (len(files), draws, size, size, 3)
-    return boxed[::draws], one_pass.reshape(shape), several.reshape(shape)
+        if at_once and fused_available():
+            made = fused(image, matrix, colour, PictureSpec(size))
+        else:
+            made = normalise(separate(image, matrix, colour, size))
+        pipeline.set_outputs(letterbox(image, size), made)
+    boxed, normalised = (np.array(output.as_array()) for output in pipeline.run())
+    pictures = np.rint(normalised * STD + MEAN).clip(0, 255).astype(np.uint8)
+    return boxed[::draws], pictures.reshape(len(files), draws, size, size, 3)
 
 
 def _sheet(dataset: Dataset, rows: NDArray[np.int64], plan: NDArray[np.int64], arguments: Arguments) -> Any:
@@ -109,7 +123,9 @@ def _sheet(dataset: Dataset, rows: NDArray[np.int64], plan: NDArray[np.int64], a
 
     mpl.rcParams["svg.fonttype"] = "none"
     files = [dataset.files[row] for row in rows]
-    boxed, one_pass, several = drawn(dataset.root, files, arguments.draws, arguments.image_size, arguments.seed)
+    chosen = dataset.root, files, arguments.draws, arguments.image_size, arguments.seed
+    boxed, one_pass = drawn(*chosen)
+    several = drawn(*chosen, at_once=False)[1] if arguments.separate else one_pass
     lines = 2 if arguments.separate else 1
     height, columns = lines * len(rows), arguments.draws + 1
     figure = Figure(figsize=(1.8 * columns, 1.9 * height + 3.2), layout="constrained")

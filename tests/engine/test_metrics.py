@@ -1,10 +1,12 @@
-"""Figures of merit in ordinary and degenerate cases, and thresholds."""
+"""Figures of merit in ordinary and degenerate cases."""
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from hypothesis import given, settings
+from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
-from engine.metrics import FEW_POSITIVES, average_precision, per_label, scores, tuned_thresholds
+from engine.metrics import average_precision, per_label, scores
+from tests.engine.answers import Answers, answers
 
 
 def test_scores_of_a_small_table_by_hand() -> None:
@@ -62,28 +64,24 @@ def test_a_single_label() -> None:
     assert (row["precision"], row["recall"], row["support"]) == (pytest.approx(1 / 3), pytest.approx(0.5), 2)
 
 
-def test_tuned_thresholds_never_lose_on_labels_with_enough_pictures() -> None:
-    rng = np.random.default_rng(0)
-    targets = rng.random((500, 4)) < [0.5, 0.3, 0.2, 0.1]
-    probabilities = np.clip(targets * 0.15 + rng.random((500, 4)) * 0.4, 0, 1).astype(np.float32)
-    thresholds = tuned_thresholds(probabilities, targets)
-    before = per_label(("a", "b", "c", "d"), probabilities, targets)
-    after = per_label(("a", "b", "c", "d"), probabilities, targets, thresholds)
-    assert all(t["f1"] > h["f1"] for h, t in zip(before, after, strict=True))
-
-
-def test_a_rare_label_shares_the_threshold_of_all() -> None:
-    rng = np.random.default_rng(1)
-    targets = np.zeros((400, 2), bool)
-    targets[:200, 0] = True
-    targets[: FEW_POSITIVES - 1, 1] = True
-    probabilities = rng.random((400, 2)).astype(np.float32)
-    probabilities[:, 0] = targets[:, 0] * 0.3 + 0.2
-    thresholds = tuned_thresholds(probabilities, targets)
-    pooled = tuned_thresholds(probabilities.reshape(-1, 1), targets.reshape(-1, 1))
-    assert thresholds[1] == pooled[0]
-    assert thresholds[0] != thresholds[1]
-
-
-def test_no_positives_at_all() -> None:
-    assert tuned_thresholds(np.full((5, 2), 0.3, np.float32), np.zeros((5, 2), bool)).tolist() == [0.5, 0.5]
+@given(answers())
+@settings(max_examples=60, deadline=None)
+def test_any_answers_as_scikit_learn_has_them_label_by_label(case: Answers) -> None:
+    """Labels without a positive, with nothing else, and equal probabilities among them."""
+    probabilities, targets = case
+    labels = tuple(f"label {i}" for i in range(targets.shape[1]))
+    rows = per_label(labels, probabilities, targets)
+    for i, row in enumerate(rows):
+        true, decided = targets[:, i], probabilities[:, i] >= 0.5
+        for name, function in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
+            assert row[name] == pytest.approx(function(true, decided, zero_division=0), abs=1e-6)
+        if true.any():
+            assert row["ap"] == pytest.approx(average_precision_score(true, probabilities[:, i]), abs=1e-6)
+        else:
+            assert row["ap"] is None
+    got = scores(probabilities, targets)
+    assert got.macro_f1 == pytest.approx(np.mean([row["f1"] for row in rows]), abs=1e-6)
+    micro = f1_score(targets.ravel(), probabilities.ravel() >= 0.5, zero_division=0)
+    assert got.micro_f1 == pytest.approx(micro, abs=1e-6)
+    aps = [row["ap"] for row in rows if row["ap"] is not None]
+    assert got.map == pytest.approx(np.mean(aps) if aps else 0, abs=1e-6)

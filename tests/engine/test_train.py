@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from engine.answers import Stopped
 from engine.command import main
 from engine.config import Config, resolve
 from engine.device import decide
-from engine.evaluate import Stopped
 from engine.run import Run, load_checkpoint, write_json
 from engine.train import Arguments, train
 from engine.trainer import Trainer
@@ -249,7 +249,7 @@ def test_a_run_s_folder(table: Make, tmp_path: Path) -> None:
     assert list(line) == names.split()
     assert set(json.loads((out / "thresholds.json").read_text())) == {"bird", "cat", "dog"}
     report = json.loads((out / "report.json").read_text())
-    assert set(report["labels"][0]) == {"label", "precision", "recall", "f1", "ap", "support"}
+    assert set(report["labels"][0]) == {"label", "precision", "recall", "f1", "ap", "support", "intervals"}
     assert {"micro_f1", "macro_f1", "map"} <= report.keys()
     assert "bird" in (out / "report.html").read_text()
     assert list((out / "tensorboard").iterdir())

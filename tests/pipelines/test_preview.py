@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import InputError
+from pipelines.pack import Arguments as PackArguments
+from pipelines.pack import pack
 from pipelines.preview import Arguments, drawn, preview
 
 Make = Callable[..., Path]
@@ -30,7 +32,9 @@ def test_sheet_names_labels_and_counts(table: Make, tmp_path: Path) -> None:
 
 def test_both_ways_draw_the_same(table: Make) -> None:
     root = table()
-    boxed, one_pass, several = drawn(root, ["images/0.jpg", "images/1.jpg"], 3, 96, 0)
+    (boxed, one_pass), (_, several) = (
+        drawn(root, ["images/0.jpg", "images/1.jpg"], 3, 96, 0, at_once) for at_once in (True, False)
+    )
     assert boxed.shape == (2, 96, 96, 3)
     assert one_pass.shape == several.shape == (2, 3, 96, 96, 3)
     assert np.abs(one_pass.astype(int) - several).mean() < 0.5
@@ -51,3 +55,9 @@ def test_bad_input(table: Make, changes: dict[str, object], words: str) -> None:
     values: dict[str, object] = {"data": table(), "pictures": 1, "draws": 1, "image_size": 96, **changes}
     with pytest.raises(InputError, match=words):
         preview(Arguments(**values))  # type: ignore[arg-type]
+
+
+def test_sheet_of_packed_pictures(table: Make, tmp_path: Path) -> None:
+    pack(PackArguments(data=table(), shards=tmp_path / "shards"))
+    arguments = Arguments(data=tmp_path / "shards", out=tmp_path / "sheet.png", pictures=3, draws=2, image_size=96)
+    assert np.asarray(Image.open(preview(arguments)).convert("RGB")).std() > 20

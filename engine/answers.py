@@ -1,0 +1,94 @@
+"""The network's answers for the rows of a split."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import kernels
+from engine.config import Config, Device
+from engine.device import Placement, decide
+from engine.model import InceptionResNetV1
+from pipelines.dataset import Dataset
+from pipelines.loader import PADDING, PictureStream, evaluation_stream
+
+
+class Stopped(Exception):  # noqa: N818 -- nothing went wrong
+    """The user asked to stop in the middle."""
+
+
+def predict(
+    model: nn.Module,
+    stream: PictureStream,
+    placement: Placement,
+    labels: int,
+    stopped: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    """Logits (float32 [rows, labels], on the CPU) and row numbers of every picture of a stream, each once.
+
+    `progress` is told the number of batches done.
+
+    Raises:
+        Stopped: `stopped` became true.
+    """
+    model.eval()
+    logits, rows = [], []
+    with torch.inference_mode():
+        for batch in stream.batches():
+            if stopped():
+                raise Stopped
+            with placement.autocast():
+                answer = model(batch.images)
+            logits.append(answer.float().cpu())
+            rows.append(batch.rows.clone())
+            progress(len(rows))
+    if not rows:
+        return torch.empty(0, labels), np.empty(0, np.int64)
+    row = torch.cat(rows)
+    kept = row != PADDING
+    return torch.cat(logits)[kept], row[kept].numpy()
+
+
+def mean_loss(logits: torch.Tensor, targets: NDArray[np.bool_]) -> float:
+    """Binary cross-entropy, unweighted, the mean over rows and labels."""
+    return float(kernels.sigmoid_bce(logits, torch.from_numpy(targets)))
+
+
+def answers(
+    network: InceptionResNetV1,
+    dataset: Dataset,
+    split: str,
+    config: Config,
+    device: Device,
+    stopped: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    """Logits and row numbers of a split in float32 arithmetic, whatever the run was trained in.
+
+    An exported file computes in float32 too: figures and thresholds are those of the file.
+
+    Args:
+        network: answers for `dataset`'s pictures; is moved to the device.
+        config: of its run, for picture size and batch size.
+        progress: told pictures done and in all.
+
+    Raises:
+        Stopped: `stopped` became true.
+        InputError: there is no such device.
+    """
+    placement = decide(device, amp=False, compile="off")
+    rows, size = dataset.splits[split], config.batch_size
+    network.to(device=placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stream = evaluation_stream(dataset.root, dataset.files, rows, size, placement.spec(config.image_size))
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return predict(
+            network,
+            stream,
+            placement,
+            len(network.logits.bias),
+            stopped,
+            lambda done: progress(min(len(rows), done * size), len(rows)),
+        )

@@ -1,0 +1,42 @@
+"""How long an epoch takes, from a few steps: a budget of time becomes a number of epochs before training begins."""
+
+import math
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from engine.answers import predict
+from engine.config import Config
+from engine.device import decide
+from engine.run import Run
+from engine.trainer import Trainer
+from pipelines.dataset import Dataset
+from pipelines.loader import evaluation_stream
+
+WARM, TIMED = 8, 40  # steps
+
+
+def seconds_an_epoch(config: Config, dataset: Dataset) -> float:
+    """Seconds of training and validating once, on this machine as busy as it is."""
+    placement = decide(config.device, config.amp, config.compile)
+    with TemporaryDirectory() as folder:
+        trainer = Trainer(config, dataset, placement, Run(Path(folder)), lambda: False)
+        trainer.model.train()
+        batches = trainer.stream().batches()
+        times = []
+        for _ in range(WARM + TIMED):
+            began = time.perf_counter()
+            loss = trainer.add_gradient(next(batches))
+            trainer.step.update(config.lr)
+            loss.item()  # waits for the device
+            times.append(time.perf_counter() - began)
+        step = statistics.median(times[WARM:])
+        rows = dataset.splits["val"]
+        some = rows[: 8 * config.batch_size]
+        spec = placement.spec(config.image_size)
+        began = time.perf_counter()
+        stream = evaluation_stream(dataset.root, dataset.files, some, config.batch_size, spec)
+        predict(trainer.model, stream, placement, len(dataset.labels))
+        validation = (time.perf_counter() - began) / math.ceil(len(some) / config.batch_size)
+    return step * trainer.steps + validation * math.ceil(len(rows) / config.batch_size)

@@ -1,0 +1,142 @@
+"""Evaluating as a user starts it: the file's own answers, any data set, one line for what does not fit."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from engine.classifier import Classifier
+from engine.command import main
+from engine.evaluate import Arguments, evaluate, evaluation
+from engine.metrics import scores
+from engine.run import Run
+from engine.trained import load_trained
+from pipelines.errors import InputError
+from pipelines.read import read_dataset
+from tests.conftest import picture
+from tests.engine.conftest import LABELS
+
+Exported = Callable[..., Path]
+
+
+def own_data(run: Path) -> Path:
+    return run.parent / "data"
+
+
+def test_answers_are_those_of_the_exported_file(trained_run: Path, exported: Exported) -> None:
+    dataset = read_dataset(own_data(trained_run), val_fraction=0.4)
+    found, content = evaluation(load_trained(trained_run), dataset, "val", draws=0)
+    assert len(found.files) == content["rows"] == len(dataset.splits["val"])
+    _, probabilities = Classifier(exported(), "cpu")([str(dataset.root / file) for file in found.files])
+    assert np.abs(probabilities - found.probabilities).max() < 1e-4
+    assert content["micro_f1"] == pytest.approx(scores(found.probabilities, found.targets).micro_f1)
+    at = np.array([0.45, 0.5, 0.55], np.float32)
+    assert content["tuned"]["micro_f1"] == pytest.approx(scores(found.probabilities, found.targets, at).micro_f1)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+def test_figures_and_probabilities_as_files(
+    trained_run: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, predictions = tmp_path / "figures.json", tmp_path / f"answers.{ending}"
+    arguments = Arguments(run=trained_run, split="train", out=out, predictions=predictions, draws=50)
+    assert evaluate(arguments) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in (*LABELS, "micro-F1", "macro-F1", "mAP", "50 bootstrap draws"))
+    found = json.loads(out.read_text())
+    assert (found["split"], found["rows"], found["data"]) == ("train", 25, "data")
+    low, high = found["intervals"]["micro_f1"]
+    assert 0 <= low <= found["micro_f1"] <= high <= 1
+    assert [row["label"] for row in found["labels"]] == list(LABELS)
+    assert all(set(row["intervals"]) == {"precision", "recall", "f1", "ap"} for row in found["labels_tuned"])
+    if ending == "csv":
+        rows = list(csv.DictReader(predictions.open()))
+    elif ending == "parquet":
+        rows = pl.read_parquet(predictions).to_dicts()
+    else:
+        lines = [json.loads(line) for line in predictions.read_text().splitlines()]
+        rows = [line | line["probabilities"] for line in lines]
+    assert len(rows) == 25
+    assert {"file", "labels", "bird", "cat", "dog"} <= rows[0].keys()
+    assert sorted(tmp_path.iterdir()) == sorted([out, predictions])
+
+
+def other_data(root: Path, labels: list[str]) -> Path:
+    (root / "images").mkdir(parents=True)
+    rows = []
+    for i in range(12):
+        picture(i, 50, 40).save(root / "images" / f"{i}.png")
+        rows.append(f"{i}.png,{labels[i % len(labels)]}")
+    for name, part in (("train", rows[:4]), ("val", rows[4:8]), ("test", rows[8:])):
+        (root / f"{name}.csv").write_text("image,labels\n" + "\n".join(part) + "\n")
+    return root
+
+
+def test_labels_of_another_data_set_are_matched_by_name(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """dog, unicorn, cat: in another order, one that the network does not know, and no bird."""
+    data, out = other_data(tmp_path / "other", ["dog", "unicorn", "cat"]), tmp_path / "figures.json"
+    assert evaluate(Arguments(run=trained_run, data=data, split="test", out=out)) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: figures are of the 2 labels that both have: the data set lacks bird; the network does not know unicorn"
+    ]
+    found = json.loads(out.read_text())
+    assert [row["label"] for row in found["labels"]] == ["cat", "dog"]
+    assert [row["support"] for row in found["labels"]] == [2, 1]
+    assert found["thresholds"] == {"cat": 0.5, "dog": 0.55}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"split": "test"}, "data: has no pictures in test; it has train, val"),
+        ({"draws": -1}, "--draws -1"),
+        ({"out": Path("/no/such/folder/x.json")}, "--out .*there is no folder"),
+        ({"predictions": Path("answers.xml")}, "--predictions answers.xml: must end in .csv"),
+        ({"run": Path("/no/run")}, "no run in it"),
+        ({"data": Path("/no/data")}, "/no/data: no such folder"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input_is_one_line(trained_run: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        evaluate(Arguments(**{"run": trained_run, **changes}))  # type: ignore[arg-type]
+
+
+def test_no_label_in_common_is_one_line(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = other_data(tmp_path / "other", ["unicorn", "griffin"])
+    with pytest.raises(SystemExit) as leaving:
+        main(lambda: evaluate(Arguments(run=trained_run, data=data)))
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: {data}: has none of the labels that the run was trained for"
+    ]
+
+
+def test_a_run_without_thresholds_says_so(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path / "unfinished")
+    run.create()
+    run.best.write_bytes(Run(trained_run).best.read_bytes())
+    run.config.write_text(Run(trained_run).config.read_text())
+    assert evaluate(Arguments(run=run.folder, draws=0)) == 0
+    assert "thresholds 0.5: the run has not finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report", "ablate"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    code = (
+        f"import sys; sys.argv[1:] = ['--help']; import engine.{command} as c\ntry: c.main()\nexcept SystemExit: pass\n"
+    )
+    code += "print(sorted({'torch', 'nvidia', 'sklearn', 'polars', 'matplotlib', 'jinja2'} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert answer.stdout.splitlines()[-1] == "[]", answer.stderr
