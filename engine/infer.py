@@ -76,9 +76,9 @@ def infer(arguments: Arguments) -> int:
     from engine.classifier import Classifier
     from engine.model_file import read_model
     from engine.predictions import Predictions, digest
-    from engine.progress import say
     from pipelines.check import decoder_silenced
     from pipelines.listing import photographs
+    from pipelines.progress import say
 
     content, description = read_model(arguments.file)
     paths = photographs(arguments.paths, sys.stdin)
@@ -111,7 +111,7 @@ def _classify(
     classifier: "Classifier", paths: list[str], predictions: "Predictions", stopped: Callable[[], bool]
 ) -> bool:
     """Adds a row for each path; whether it came to the end."""
-    from engine.progress import bar, console, say
+    from pipelines.progress import bar, console, say
 
     began = shown = time.perf_counter()
     with bar("classifying") as advance:

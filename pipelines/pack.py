@@ -10,10 +10,10 @@ from typing import Annotated
 
 import tyro
 
+from pipelines import command
 from pipelines.cache import replace_file
 from pipelines.dataset import Dataset, Layout
 from pipelines.errors import InputError
-from pipelines.read import read_layout
 from pipelines.shards import Member, add, read, size_and_time, write_index
 
 
@@ -37,6 +37,8 @@ def pack(arguments: Arguments, progress: Callable[[int, int], None] = lambda don
     Raises:
         InputError: no data set, or a folder with other shards in it.
     """
+    from pipelines.read import read_layout
+
     if arguments.shard_size < 1:
         raise InputError(f"--shard-size {arguments.shard_size}: must be above 0")
     dataset = read_layout(arguments.data, arguments.format)
@@ -106,8 +108,7 @@ def _write(dataset: Dataset, rows: list[int], path: Path) -> None:
 
 def main() -> int:
     """Parses the command line and packs; the exit status."""
-    from engine import command
-    from engine.progress import bar, say
+    from pipelines.progress import bar, say
 
     arguments = command.parse(Arguments, "python -m pipelines.pack")
     with bar("packing") as advance:
@@ -120,6 +121,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from engine.command import main as leave
-
-    leave(main)
+    command.main(main)

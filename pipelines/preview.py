@@ -9,6 +9,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from pipelines import command
 from pipelines.dataset import Dataset, Layout
 from pipelines.sampling import Sampling, epoch_rows
 
@@ -151,14 +152,10 @@ def _histogram(axes: "Axes", dataset: Dataset, plan: NDArray[np.int64], sampling
 
 def main() -> int:
     """Parses the command line and draws; the exit status."""
-    from engine import command
-
     arguments = command.parse(Arguments, "python -m pipelines.preview")
     print(f"preview in {preview(arguments)}")
     return command.OK
 
 
 if __name__ == "__main__":
-    from engine.command import main as leave
-
-    leave(main)
+    command.main(main)
