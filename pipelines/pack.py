@@ -13,8 +13,9 @@ import tyro
 from pipelines import command
 from pipelines.cache import replace_file
 from pipelines.dataset import Dataset, Layout
-from pipelines.errors import InputError
-from pipelines.shards import Member, add, read, size_and_time, write_index
+from pipelines.errors import InputError, reading
+from pipelines.pictures import SUFFIXES
+from pipelines.shards import Member, add, read, size_and_time, without_location, write_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,8 @@ def _begin(to: Path, plan: dict[str, object], dataset: Dataset) -> None:
             raise InputError(f"{to}: holds shards of another data set or size; give another folder")
         if not note.is_file() and any(to.iterdir()):
             raise InputError(f"{to}: there is something else in it; give another folder")
+        for left in to.glob(".*.tmp"):  # by a process that was killed
+            left.unlink()
         with replace_file(note) as temporary:
             temporary.write_text(json.dumps(plan))
         (to / "labels.txt").write_text("".join(f"{label}\n" for label in dataset.labels), encoding="utf-8")
@@ -96,14 +99,21 @@ def _write(dataset: Dataset, rows: list[int], path: Path) -> None:
             for row in rows:
                 file = dataset.files[row]
                 labels = [n for n, has in zip(dataset.labels, dataset.targets[row], strict=True) if has]
-                note = json.dumps({"labels": labels, "file": file.partition("@")[0]}).encode()
-                ending = os.path.splitext(file.partition("@")[0])[1].lower()
-                picture = add(tar, f"{row:08d}{ending}", read(f"{dataset.root}/{file}"))
+                note = json.dumps({"labels": labels, "file": without_location(file)}).encode()
+                with reading(dataset.root / file):
+                    content = read(f"{dataset.root}/{file}")
+                picture = add(tar, f"{row:08d}{_ending(file)}", content)
                 samples.append([picture, add(tar, f"{row:08d}.json", note)])
         with replace_file(path.with_suffix(".idx")) as temporary:
             write_index(temporary, samples)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _ending(file: str) -> str:
+    """By which a reader of shards knows a picture; decoders go by the content."""
+    ending = os.path.splitext(without_location(file))[1].lower()
+    return ending if ending in SUFFIXES else SUFFIXES[0]
 
 
 def main() -> int:

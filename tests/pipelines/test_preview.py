@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import InputError
+from pipelines.pack import Arguments as Pack
+from pipelines.pack import pack
 from pipelines.preview import Arguments, drawn, preview
+from pipelines.read import read_dataset
 
 Make = Callable[..., Path]
 
@@ -35,6 +38,34 @@ def test_both_ways_draw_the_same(table: Make) -> None:
     assert one_pass.shape == several.shape == (2, 3, 96, 96, 3)
     assert np.abs(one_pass.astype(int) - several).mean() < 0.5
     assert np.abs(one_pass[:, 0].astype(int) - one_pass[:, 1]).mean() > 3
+
+
+def test_shards_are_shown_too(table: Make, tmp_path: Path) -> None:
+    pack(Pack(data=table(), shards=tmp_path / "shards"))
+    sheet = tmp_path / "sheet.png"
+    preview(Arguments(data=tmp_path / "shards", out=sheet, pictures=2, draws=2, image_size=96))
+    files = [read_dataset(tmp_path / name).files[3] for name in ("data", "shards")]
+    there, packed = (
+        drawn(tmp_path / name, [file], 2, 96, 0) for name, file in zip(("data", "shards"), files, strict=True)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(there, packed, strict=True))
+
+
+def test_pictures_that_nobody_has_opened_may_be_bad(
+    table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large data set a start opens a few; the sheet shows the next good ones, or says that there are none."""
+    root = table()
+    monkeypatch.setattr("pipelines.read.undecodable", lambda *_: [])
+    for i in range(23):
+        (root / "images" / f"{i}.jpg").write_text("no picture")
+    arguments = Arguments(data=root, out=tmp_path / "sheet.svg", pictures=4, draws=1, image_size=96, seed=2)
+    train = read_dataset(root, seed=2).splits["train"]
+    assert 23 in train
+    assert preview(arguments).is_file()
+    (root / "images" / "23.jpg").write_text("no picture")
+    with pytest.raises(InputError, match="none of the training pictures can be decoded"):
+        preview(arguments)
 
 
 @pytest.mark.parametrize(
