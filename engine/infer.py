@@ -73,6 +73,8 @@ def infer(arguments: Arguments) -> int:
         raise InputError(f"--batch-size {arguments.batch_size}: must be above 0")
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise InputError(f"--threshold {arguments.threshold:g}: must lie between 0 and 1")
+    if any(_same(arguments.out, path) for path in arguments.paths):
+        raise InputError(f"--out {arguments.out}: is what the photographs are to be read from; give another file")
     from engine.classifier import Classifier
     from engine.model_file import read_model
     from engine.predictions import Predictions, digest
@@ -105,6 +107,10 @@ def infer(arguments: Arguments) -> int:
         say(f"{predictions.unreadable:,} of them could not be read; their rows say why")
         return UNREADABLE + min(predictions.unreadable, MOST)
     return command.OK
+
+
+def _same(out: Path, path: str) -> bool:
+    return out.exists() and os.path.exists(path) and out.samefile(path)
 
 
 def _classify(

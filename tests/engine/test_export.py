@@ -195,9 +195,8 @@ def test_metadata_survives_and_is_checked(tmp_path: Path, exported: Exported) ->
     describe(model, renamed)
     onnx.save(model, tmp_path / "m.onnx")
     assert read_model(tmp_path / "m.onnx")[1] == renamed
-    for entry in model.metadata_props:
-        if entry.key == "thresholds":
-            entry.value = "[0.5"
-    onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(InputError, match="metadata is damaged"):
-        read_model(tmp_path / "m.onnx")
+    for damage in ("[0.5", "[0.5, 0.5]", "0.5"):
+        next(entry for entry in model.metadata_props if entry.key == "thresholds").value = damage
+        onnx.save(model, tmp_path / "m.onnx")
+        with pytest.raises(InputError, match="metadata is damaged"):
+            read_model(tmp_path / "m.onnx")

@@ -244,11 +244,23 @@ def test_files_that_are_not_ours(exported: Exported, album: Path, tmp_path: Path
     assert not list(tmp_path.glob("p.csv*"))
 
 
+def test_what_is_read_is_not_written_over(exported: Exported, album: Path, tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("image\nalbum/1.png\n")
+    with pytest.raises(InputError, match=r"list\.csv: is what the photographs are to be read from"):
+        run(exported(), table, out=tmp_path / "album" / ".." / "list.csv")
+    assert table.read_text() == "image\nalbum/1.png\n"
+    assert run(exported(), table, out=tmp_path / "p.csv") == 0
+    assert run(exported(), table, out=tmp_path / "p.csv") == 0  # answers give way to newer ones
+
+
 def test_bad_options(exported: Exported, album: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
     for what, options in {
         "must end in": {"out": tmp_path / "p.txt"},
         "cannot be written: No such file or directory": {"out": tmp_path / "nowhere" / "p.csv"},
         "must lie between 0 and 1": {"threshold": 1.5},
+        "is a folder": {"out": tmp_path / "folder.csv"},
     }.items():
         with pytest.raises(InputError, match=what):
             run(exported(), album, **options)
