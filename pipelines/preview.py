@@ -1,5 +1,6 @@
 """python -m pipelines.preview: a sheet of what the network sees, and of what sampling makes of the labels."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,12 @@ def preview(arguments: Arguments) -> Path:
     from pipelines.progress import bar, say
     from pipelines.read import read_dataset
 
-    for name in ("pictures", "draws", "image_size"):
-        if getattr(arguments, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be above 0")
+    for name in ("pictures", "draws", "image_size", "oversample_target"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be above 0")
+    if not arguments.out.suffix:  # one would be put to it
+        raise InputError(f"--out {arguments.out}: the file's name must end in .png, .pdf or .svg")
     with bar("checking pictures") as advance:
         dataset = read_dataset(
             arguments.data,
@@ -73,7 +77,8 @@ def preview(arguments: Arguments) -> Path:
     plan = epoch_rows(dataset.targets[train], arguments.sampling, arguments.seed, 0, arguments.oversample_target)
     figure = _sheet(dataset, _first_good(dataset, train[plan], arguments.pictures), plan, arguments)
     try:
-        figure.savefig(arguments.out, dpi=100)
+        with warnings.catch_warnings(action="ignore"):  # of letters that the font has not
+            figure.savefig(arguments.out, dpi=100)
     except (OSError, ValueError) as error:
         raise InputError(f"{arguments.out}: cannot be written: {error}") from None
     return arguments.out

@@ -1,5 +1,6 @@
 """The sheet shows pictures with labels, both ways to draw, and the histogram; bad input is told in a line."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def test_sheet_names_labels_and_counts(table: Make, tmp_path: Path) -> None:
     sheet = preview(Arguments(data=table(), out=tmp_path / "sheet.svg", pictures=24, draws=1, image_size=96))
     text = sheet.read_text()
     assert all(words in text for words in ("cat", "dog", "bird", "an epoch, oversample"))
+
+
+def test_labels_that_no_font_has(table: Make, tmp_path: Path) -> None:
+    """And with marks that a formula would have."""
+    root = table("image,labels\n" + "".join(f"{i}.jpg,日本 $x_{i % 2}$ <b>&\n" for i in range(24)))
+    with warnings.catch_warnings(action="error"):
+        text = preview(Arguments(data=root, out=tmp_path / "s.svg", pictures=1, draws=1, image_size=96)).read_text()
+        preview(Arguments(data=root, out=tmp_path / "s.png", pictures=1, draws=1, image_size=96))
+    assert "日本" in text
+    assert "$x_0$" in text
 
 
 def test_both_ways_draw_the_same(table: Make) -> None:
@@ -73,10 +84,12 @@ def test_pictures_that_nobody_has_opened_may_be_bad(
     [
         ({"data": Path("/nowhere")}, "no such folder"),
         ({"pictures": 0}, "--pictures 0: must be above 0"),
+        ({"oversample_target": -5}, "--oversample-target -5: must be above 0"),
+        ({"out": Path("sheet")}, "must end in .png"),
         ({"out": Path("/nowhere/x.png")}, "/nowhere/x.png: cannot be written"),
         ({"out": Path("x.unknown")}, "x.unknown: cannot be written"),
     ],
-    ids=["data", "pictures", "out", "form"],
+    ids=["data", "pictures", "target", "ending", "out", "form"],
 )
 def test_bad_input(table: Make, changes: dict[str, object], words: str) -> None:
     values: dict[str, object] = {"data": table(), "pictures": 1, "draws": 1, "image_size": 96, **changes}
