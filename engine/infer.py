@@ -73,12 +73,14 @@ def infer(arguments: Arguments) -> int:
         raise InputError(f"--batch-size {arguments.batch_size}: must be above 0")
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise InputError(f"--threshold {arguments.threshold:g}: must lie between 0 and 1")
+    if any(_same(arguments.out, path) for path in arguments.paths):
+        raise InputError(f"--out {arguments.out}: is what the photographs are to be read from; give another file")
     from engine.classifier import Classifier
     from engine.model_file import read_model
     from engine.predictions import Predictions, digest
-    from engine.progress import say
     from pipelines.check import decoder_silenced
     from pipelines.listing import photographs
+    from pipelines.progress import say
 
     content, description = read_model(arguments.file)
     paths = photographs(arguments.paths, sys.stdin)
@@ -107,11 +109,15 @@ def infer(arguments: Arguments) -> int:
     return command.OK
 
 
+def _same(out: Path, path: str) -> bool:
+    return out.exists() and os.path.exists(path) and out.samefile(path)
+
+
 def _classify(
     classifier: "Classifier", paths: list[str], predictions: "Predictions", stopped: Callable[[], bool]
 ) -> bool:
     """Adds a row for each path; whether it came to the end."""
-    from engine.progress import bar, console, say
+    from pipelines.progress import bar, console, say
 
     began = shown = time.perf_counter()
     with bar("classifying") as advance:

@@ -17,7 +17,6 @@ from engine.final_report import write_figures
 from engine.memory import keep_freed_memory
 from engine.metrics import scores
 from engine.model import InceptionResNetV1
-from engine.progress import Advance, bar, say
 from engine.report import write_page
 from engine.run import Run, load_checkpoint, save_checkpoint
 from engine.schedule import learning_rate
@@ -26,6 +25,7 @@ from pipelines.dataset import Dataset
 from pipelines.errors import InputError
 from pipelines.loader import Batch, PictureStream, TrainingPlan, evaluation_stream, training_stream
 from pipelines.memory import picture_memory
+from pipelines.progress import Advance, bar, say
 from pipelines.sampling import label_odds, positive_weights
 
 SHOW_EVERY = 10  # steps between looks at the loss, which wait for the device

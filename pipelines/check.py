@@ -9,13 +9,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from pipelines.cache import cache_dir, replace_file
-from pipelines.shards import location, read, read_or_none, size_and_time
+from pipelines.shards import location, read, read_or_none, size_and_time, without_location
 
 BATCH = 16  # decoded pictures that are in memory together
 FOREGROUND = 2000  # files that are decoded before training begins
@@ -195,10 +196,10 @@ def _misread(path: str) -> str:
     """A reason against a picture that decodes, but to something else than a viewer shows: TIFF of 32-bit numbers."""
     from PIL import Image
 
-    if not path.lower().endswith((".tif", ".tiff")):
+    if not without_location(path).lower().endswith((".tif", ".tiff")):
         return ""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(read(path))) as image:
             return "numbers of 32 bits are not supported" if image.mode in ("F", "I") else ""
     except Exception:  # whatever it is that Pillow cannot read, the decoder could
         return ""
@@ -231,19 +232,23 @@ def _reason(path: str) -> str:
     return f"cannot be decoded as {form}"
 
 
+_silent = RLock()  # a process has one standard error
+
+
 @contextlib.contextmanager
 def decoder_silenced() -> Iterator[None]:
     """The decoder writes its own lines to the standard error for each bad picture; ours name them."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(nowhere)
-        os.close(kept)
+    with _silent:
+        sys.stderr.flush()
+        kept = os.dup(2)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(nowhere)
+            os.close(kept)
 
 
 if __name__ == "__main__":

@@ -211,6 +211,27 @@ def test_evaluation_leaves_out_a_picture_that_goes_bad(dataset: Dataset) -> None
     assert got[got >= 0].tolist() == [i for i in range(24) if i != 5]
 
 
+@pytest.mark.parametrize("damage", [[24], [0], [24, 22, 23]])
+def test_a_ragged_last_batch_whose_only_picture_goes_bad(table: Make, damage: list[int]) -> None:
+    """One picture more than batches hold: the last batch has nothing but padding then, and the run goes on."""
+    dataset = read_dataset(table(pictures=25))
+    for row in damage:
+        (dataset.root / dataset.files[row]).write_bytes(b"")
+    for batch_size, rows in ((8, np.arange(25)), (1, np.array([1, 24, 0, 2]))):
+        stream = evaluation_stream(dataset.root, dataset.files, rows, batch_size, SPEC)
+        got = torch.cat([b.rows.clone() for b in stream.batches()])
+        assert got[got >= 0].tolist() == [row for row in rows if row not in damage]
+
+
+def test_training_one_picture_a_step_goes_on_with_the_next(dataset: Dataset) -> None:
+    plan = plan_of(dataset, batch_size=1)
+    order = plan.epoch(0)
+    (dataset.root / dataset.files[order[3]]).write_bytes(b"")
+    stream = _stream(dataset, plan).batches()
+    rows = [int(next(stream).rows) for _ in range(6)]
+    assert rows == [*order[:3], order[4], *order[4:6]]
+
+
 def test_a_batch_without_any_good_picture_stops(dataset: Dataset) -> None:
     for file in dataset.files:
         (dataset.root / file).write_bytes(b"")
