@@ -93,7 +93,7 @@ def _forward_torch(
     for i, (x, weight, bias) in enumerate(zip(xs, weights, biases, strict=True)):
         x = x.contiguous(memory_format=torch.channels_last)  # torch's kernel is many times slower on a slice
         if not x.numel():
-            y = x + 0 * (weight.sum() + bias.sum())  # nothing, with gradients of 0
+            y = x.clone()  # nothing
             found.append(torch.zeros((3, len(weight)), dtype=dtype, device=x.device))
         elif training:
             # With a momentum of 1 the running statistics are the batch's, unbiased variance included.
@@ -374,10 +374,6 @@ def _normalize(
     relu: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    if residual is None and not takes_triton(xs[0]) and not _compiled_passes(xs[0], residual):
-        # Plain torch has gradients of its own, and none of the cost of an operator's dispatch.
-        ys, statistics = _forward_torch(xs, weights, biases, running, residual, training, eps, relu, scale)
-        return _join(ys), statistics
     residual, *tensors = _each_once([residual, *xs, *weights, *biases, *running])
     y: Tensor
     y, statistics = _Normalize.apply(len(xs), training, eps, relu, scale, residual, *tensors)

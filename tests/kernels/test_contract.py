@@ -152,6 +152,7 @@ def test_no_channels(name: str, training: bool) -> None:
 def differentiable(name: str) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """As a function of the first tensor, and that."""
     fixed: Arguments = OPERATIONS[name]()
+    fixed |= {"sample_mask": None} if "sample_mask" in fixed else {}
     if name == "batch_norm_relu":
         fixed |= {"out": None, "running_mean": None, "running_var": None}
     first = next(iter(fixed))
