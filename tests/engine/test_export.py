@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from engine import export as exporting
 from engine.export import Arguments, export
-from engine.metrics import scores, tuned_thresholds
+from engine.metrics import scores
 from engine.model_file import describe, read_model
 from engine.parity import compare, thresholds_of_the_others
 from engine.quantised import quantised
 from engine.run import Run, load_checkpoint, save_checkpoint
+from engine.thresholds import tuned_thresholds
 from engine.to_onnx import to_onnx
 from engine.trained import load_trained
 from pipelines.errors import InputError
