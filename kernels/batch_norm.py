@@ -196,8 +196,12 @@ def _forward_into(
 
 
 def _join(maps: list[Tensor]) -> Tensor:
-    joined = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
-    return joined.contiguous(memory_format=torch.channels_last)
+    if len(maps) == 1:
+        return maps[0].contiguous(memory_format=torch.channels_last)
+    (joined,) = _room(maps, joined=True)  # torch.cat would convert under autocast
+    for place, m in zip(_places([joined], maps, joined=True), maps, strict=True):
+        place.copy_(m)
+    return joined
 
 
 @torch.library.custom_op("manylabel::batch_norm_relu_backward", mutates_args=())

@@ -369,3 +369,30 @@ def overlapping() -> list[tuple[str, str, Tensor]]:
 def test_elements_that_share_memory(name: str, argument: str, value: Tensor) -> None:
     with pytest.raises(ValueError, match=rf"^{argument} has strides"):
         call(name, **{argument: value})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", [name for name in WITH_GRADIENTS if "loss" not in name and "bce" not in name])
+def test_autocast_changes_nothing(name: str, dtype: torch.dtype) -> None:
+    """Inside, its dtype would round what plain torch computes there."""
+
+    def converted(value: Any) -> Any:
+        if isinstance(value, list):
+            return [converted(v) for v in value]
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(
+            dtype if value.dim() == 4 or name.startswith("conv") else torch.promote_types(dtype, value.dtype)
+        )
+
+    fixed = {k: converted(v) for k, v in OPERATIONS[name]().items()}
+    fixed |= {"out": None} if "out" in fixed else {}
+    fixed |= {k: None for k in fixed if k.startswith("running")}
+    first = next(iter(fixed))
+    x = (fixed[first][0] if isinstance(fixed[first], list) else fixed[first]).requires_grad_()
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = getattr(kernels, name)(**fixed)
+            results.append((y, *torch.autograd.grad(y, x, torch.ones_like(y))))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
