@@ -6,7 +6,7 @@ In Python, `Classifier` is the same as a function.
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -83,7 +83,7 @@ def infer(arguments: Arguments) -> int:
     from pipelines.progress import say
 
     content, description = read_model(arguments.file)
-    paths = photographs(arguments.paths, sys.stdin)
+    paths = photographs(arguments.paths, _standard_input())
     classifier = Classifier.of(content, description, arguments.device, arguments.batch_size, arguments.threshold)
     version = digest(content, arguments.threshold)
     del content
@@ -107,6 +107,11 @@ def infer(arguments: Arguments) -> int:
         say(f"{predictions.unreadable:,} of them could not be read; their rows say why")
         return UNREADABLE + min(predictions.unreadable, MOST)
     return command.OK
+
+
+def _standard_input() -> Iterator[str]:
+    """Lines as names of files are: any bytes."""
+    yield from map(os.fsdecode, sys.stdin.buffer if sys.stdin else ())
 
 
 def _same(out: Path, path: str) -> bool:

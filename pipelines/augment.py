@@ -13,6 +13,7 @@ from typing import Any, Literal
 log = logging.getLogger("manylabel")
 
 LARGEST = 178_956_970  # pixels of a picture; PIL too takes more for an attack or a mistake
+DECODE_ERRORS = (RuntimeError, UnicodeDecodeError)  # the latter where DALI's message names a file that is not UTF-8
 MEAN, STD = 127.5, 128.0  # of each channel, pictures being 0 to 255
 
 Placement = Literal["cpu", "gpu"]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pipelines.augment import DECODE_ERRORS
 from pipelines.cache import cache_dir, replace_file
 from pipelines.shards import location, read, read_or_none, size_and_time, without_location
 
@@ -151,7 +152,7 @@ def decode_failures(paths: list[str], progress: Callable[[int, int], None] | Non
             try:
                 decode()
                 reasons += [_misread(path) for path in batch]
-            except RuntimeError:
+            except DECODE_ERRORS:
                 reasons += [_reason(path) if not _decodes(path) else _misread(path) for path in batch]
                 decode = _decoder(batches[number + 1 :])  # a pipeline that failed is not used again
             if progress is not None:
@@ -160,7 +161,7 @@ def decode_failures(paths: list[str], progress: Callable[[int, int], None] | Non
 
 
 def _decoder(batches: Sequence[list[str]]) -> Callable[[], object]:
-    """A function that decodes the next batch each time and raises RuntimeError where a picture does not decode."""
+    """A function that decodes the next batch each time and raises of DECODE_ERRORS where a picture does not decode."""
     from nvidia.dali import Pipeline, fn, types
 
     from pipelines.augment import decode, decode_bytes
@@ -187,7 +188,7 @@ def _decoder(batches: Sequence[list[str]]) -> Callable[[], object]:
 def _decodes(path: str) -> bool:
     try:
         _decoder([[path]])()
-    except RuntimeError:
+    except DECODE_ERRORS:
         return False
     return True
 

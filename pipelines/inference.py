@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.augment import PictureSpec, decode, letterbox
+from pipelines.augment import DECODE_ERRORS, PictureSpec, decode, letterbox
 from pipelines.check import decode_failures
 
 PREFETCH = 2  # batches that are made ahead
@@ -75,7 +75,7 @@ class Photographs:
                 images = run()
             except StopIteration:
                 break
-            except RuntimeError as error:
+            except DECODE_ERRORS as error:
                 self._find_unreadable(waiting, error)
                 again.extendleft(reversed(waiting))
                 waiting.clear()
@@ -134,11 +134,11 @@ class Photographs:
 
         return run
 
-    def _find_unreadable(self, waiting: deque[range], error: RuntimeError) -> None:
+    def _find_unreadable(self, waiting: deque[range], error: Exception) -> None:
         """Names the files that made the batches in flight fail.
 
         Raises:
-            RuntimeError: the given error, if all their files decode: it was about something else.
+            Exception: the given error, if all their files decode: it was about something else.
         """
         numbers = [i for batch in waiting for i in self._readable(batch)]
         reasons = decode_failures([self.paths[i] for i in numbers])

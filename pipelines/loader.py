@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 import kernels
-from pipelines.augment import MEAN, STD, PictureSpec, picture_graph
+from pipelines.augment import DECODE_ERRORS, MEAN, STD, PictureSpec, picture_graph
 from pipelines.check import decode_failures
 from pipelines.draws import Draws, draw
 from pipelines.errors import InputError
@@ -81,7 +81,7 @@ class PictureStream:
                 images, rows, *decoded = run()
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except DECODE_ERRORS as error:
                 self._find_bad(number, error)
                 run = self._pipeline(number)
                 continue
@@ -180,11 +180,11 @@ class PictureStream:
         """The row number to report for a place whose own picture is missing."""
         return row
 
-    def _find_bad(self, number: int, error: RuntimeError) -> None:
+    def _find_bad(self, number: int, error: Exception) -> None:
         """Names the pictures that made the batches in flight fail.
 
         Raises:
-            RuntimeError: the given error, if all their pictures decode: it was about something else.
+            Exception: the given error, if all their pictures decode: it was about something else.
         """
         found = {}
         for near in range(number - 1, number + PREFETCH + 2):

@@ -311,6 +311,19 @@ def test_awkward_names(exported: Exported, tmp_path: Path) -> None:
         assert found == {'a,b".png', "größe\n2.png", "\\xff\\xfe.png"}
 
 
+def test_a_list_may_hold_any_names(exported: Exported, tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 in a locale that is, and no standard input at all."""
+    picture(1).save(tmp_path / "x.png")
+    (tmp_path / "x.png").rename(tmp_path / os.fsdecode(b"\xff.png"))
+    command = [sys.executable, "-m", "engine.infer", str(exported()), "-", "--out", str(tmp_path / "p.csv")]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    name = os.fsencode(tmp_path) + b"/\xff.png\n"
+    done = subprocess.run(command, input=name, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    closed = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *command], capture_output=True, text=True, check=False)
+    assert (closed.returncode, closed.stderr) == (2, "error: no photographs were named\n")
+
+
 def test_labels_named_as_our_columns(exported: Exported, album: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 

@@ -51,7 +51,8 @@ def test_pixels_are_what_validation_normalises(tmp_path: Path) -> None:
 def test_all_kinds_of_files(tmp_path: Path, save_kinds: Callable[[Path], tuple[list[str], list[str]]]) -> None:
     good, bad = save_kinds(tmp_path)
     os.mkfifo(tmp_path / "pipe.jpg")  # reading it would wait without end
-    paths = [str(tmp_path / name) for name in [*good, *bad, "missing.jpg", "pipe.jpg", "nul\0.jpg"]] + [str(tmp_path)]
+    names = ["missing.jpg", "pipe.jpg", os.fsdecode(b"no UTF-8 \xff and a nul \0.jpg"), "."]
+    paths = [str(tmp_path / name) for name in [*good, *bad, *names]]
     pixels, errors = outcome(paths, 4)
     assert sorted(pixels) == list(range(len(good)))
     assert all(errors[i] for i in range(len(good), len(paths)))

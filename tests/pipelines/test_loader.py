@@ -1,5 +1,6 @@
 """Batches: the right pixels, each row once, the same wherever a stream starts, and none lost to a bad file."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -172,6 +173,15 @@ def test_pictures_from_memory_are_those_from_files(dataset: Dataset, limit: int)
         again = training_stream(dataset.root, dataset.files, plan, SPEC, memory).batches(2 * plan.steps())
         assert torch.equal(next(again).rows, torch.from_numpy(plan.epoch(2)[:4]))
         assert not stream.bad
+
+
+def test_a_picture_that_goes_away_and_whose_name_is_not_utf_8(dataset: Dataset) -> None:
+    """DALI's message names it, and cannot be made text of."""
+    files = [*dataset.files[:7], os.fsdecode(b"images/\xff.jpg")]
+    stream = evaluation_stream(dataset.root, files, np.arange(8), 4, SPEC)
+    rows = torch.cat([batch.rows.clone() for batch in stream.batches()])
+    assert rows[rows >= 0].tolist() == list(range(7))
+    assert stream.bad == {7: "no such file"}
 
 
 def test_a_bad_picture_is_not_kept(dataset: Dataset) -> None:
