@@ -34,7 +34,7 @@ def test_label_separators(table: Make, cells: str, separator: str) -> None:
 
 
 def test_what_separates_columns_is_seen_in_the_header(table: Make) -> None:
-    root = table("image,labels\n0.jpg,a;b;c\n1.jpg,b; c;\n,\n2.jpg,  \n")
+    root = table("image,labels\n0.jpg,a;b;c;a;b\n1.jpg,b; c;\n,\n2.jpg,  \n")
     assert labels_of(root) == {"0.jpg": {"a", "b", "c"}, "1.jpg": {"b", "c"}, "2.jpg": set()}
     assert not read_table(root).rejected  # a row of nothing is none
 
