@@ -15,7 +15,7 @@ from pipelines.dataset import Dataset
 from pipelines.draws import draw
 from pipelines.errors import InputError
 from pipelines.loader import TrainingPlan, evaluation_stream, training_stream
-from pipelines.memory import PictureMemory
+from pipelines.memory import PictureMemory, picture_memory
 from pipelines.read import read_dataset
 
 Make = Callable[..., Path]
@@ -166,6 +166,7 @@ def test_pictures_from_memory_are_those_from_files(dataset: Dataset, limit: int)
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.rows, b.rows)
     assert memory.size == sum(picture.nbytes for picture in memory.pictures.values()) <= limit
+    assert all(picture.flags.owndata for picture in memory.pictures.values())  # no batch is held along with one of it
     assert (len(memory.pictures) == len(plan.rows)) == (limit == 10**9)
     if limit == 10**9:
         for file in dataset.files:
@@ -173,6 +174,12 @@ def test_pictures_from_memory_are_those_from_files(dataset: Dataset, limit: int)
         again = training_stream(dataset.root, dataset.files, plan, SPEC, memory).batches(2 * plan.steps())
         assert torch.equal(next(again).rows, torch.from_numpy(plan.epoch(2)[:4]))
         assert not stream.bad
+
+
+def test_memory_takes_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.memory.free_memory", lambda: 8 * 10**9)
+    given = [picture_memory(gigabytes) for gigabytes in (None, 0.5, 0)]
+    assert [memory and memory.limit for memory in given] == [2 * 10**9, 5 * 10**8, None]
 
 
 def test_a_picture_that_goes_away_and_whose_name_is_not_utf_8(dataset: Dataset) -> None:
