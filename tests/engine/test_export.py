@@ -171,7 +171,7 @@ def test_bad_input_is_told_in_a_line(trained_run: Path, tmp_path: Path) -> None:
     says("no run in it", run=tmp_path)
     says("must end in .onnx", out=tmp_path / "m.pt")
     says("there is no folder", out=tmp_path / "nowhere" / "m.onnx")
-    says("data set of the run is not there", data=tmp_path / "moved")
+    says("no such folder", data=tmp_path / "moved")
     says("triton-server", any_size=True, triton_server=tmp_path)
     damaged = copied(trained_run, tmp_path / "damaged")
     damaged.best.write_bytes(damaged.best.read_bytes()[:1000])
