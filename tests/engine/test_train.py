@@ -194,7 +194,9 @@ def test_training_starts_at_what_the_labels_frequencies_say(dataset: Dataset, tm
     trainer = trainer_of(dataset, tmp_path, class_weights=weighted)
     bias, targets = trainer.model.logits.bias, dataset.targets[dataset.splits["train"]]
     logits = bias.expand(len(targets), -1)
-    loss = binary_cross_entropy_with_logits(logits, torch.from_numpy(targets).float(), pos_weight=trainer.step.pos_weight)
+    loss = binary_cross_entropy_with_logits(
+        logits, torch.from_numpy(targets).float(), pos_weight=trainer.step.pos_weight
+    )
     (slope,) = torch.autograd.grad(loss, bias)
     assert slope.abs().max().item() < 0.03
     assert bias.any()
