@@ -531,7 +531,8 @@ def batch_norm_relu(
         relu: False leaves the ReLU out.
         residual: shape, dtype and layout as x; its gradient comes back.
         scale: of the normalised map beside a residual, 0 or more; no gradient.
-        out: a channels-last map, or a channel slice of one, that receives the result; takes no gradient.
+        out: a channels-last map, or a channel slice of one, that receives the result; takes no gradient and shares no
+            element with the other arguments.
 
     Returns:
         A new channels-last map in the dtype of x, or `out`. Computed in float32 and rounded once. NaN comes through.
