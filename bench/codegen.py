@@ -6,9 +6,10 @@ are read off before they are loaded. A generated kernel and a library call read 
 once, a view's part of them; operators of ours move what they declare (kernels.traffic).
 """
 
+import math
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,21 +107,67 @@ def generate(model: nn.Module, loss: Loss, batch: int, size: int, labels: int, a
     return Generated(found, sources)
 
 
-def eager(model: nn.Module, loss: Loss, batch: int, size: int, labels: int, arch: int = 90) -> list[Launch]:
-    """The same step without a compiler: a launch for each operation that is no view; its inputs and outputs are moved
-    once."""
+def ordered(model: nn.Module, loss: Loss, batch: int, size: int, labels: int, arch: int = 90) -> list[Launch]:
+    """The same step without a code generator, as torch's operators order it, eagerly or recorded in a CUDA graph.
+
+    A launch for each operation that is no view, several for one of many tensors; inputs and outputs are moved once.
+    """
     with pretend.gpu(arch):
         graph, _ = _on_cpu(model, loss, batch, size, labels, FakeTensorMode(allow_non_fake_inputs=True), {})
-    launches = []
-    for node in graph.graph.nodes:
-        results = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
-        if node.op != "call_function" or not results or not hasattr(node.target, "_schema") or _is_view(node.target):
-            continue
-        given = [n.meta.get("val") for n in node.all_input_nodes]
-        moved = [t for t in pytree.tree_leaves(given) if isinstance(t, Tensor)] + results
-        name = str(node.target)
-        launches.append(Launch(kind_of([name]), sum(t.numel() * t.itemsize for t in moved), True, name))
-    return launches
+        return [launch for node in graph.graph.nodes for launch in _of_operator(node)]
+
+
+def _of_operator(node: Any) -> Iterator[Launch]:
+    """Launches of a node of a graph of torch's operators."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or _is_view(node.target):
+        return
+    name, given = str(node.target), pytree.tree_map(_value, (node.args, node.kwargs))
+    if schema.name.startswith("manylabel::"):
+        yield from _declared(schema.name, given[0])
+        return
+    results = _tensors(_value(node))
+    lists = [_tensors(value) for value in given[0] if isinstance(value, (list, tuple)) and _tensors(value)]
+    if schema.name.startswith("aten::_foreach"):
+        lists += [results] if results else []
+        launches = multi_tensor_launches([t.numel() for t in lists[0]], len(lists))
+        # What is changed in place is read, unless it is only copied to, and written.
+        writes = 0 if results or "copy" in name else sum(map(_bytes, lists[0]))
+        moved = sum(map(_bytes, (t for one in lists for t in one))) + writes
+        for number in range(launches):
+            yield Launch(kind_of([name]), moved // launches + (number < moved % launches), True, name)
+    elif results:
+        moved = sum(map(_bytes, {id(t): t for t in [*_tensors(given), *results]}.values()))
+        yield Launch(kind_of([name]), moved, True, name)
+
+
+def multi_tensor_launches(sizes: Sequence[int], lists: int) -> int:
+    """Launches of one operation on lists of tensors: torch packs so many tensors, and so many blocks, into each.
+
+    Source: aten/src/ATen/native/cuda/MultiTensorApply.cuh.
+    """
+    tensors = (110, 64, 48, 36, 30)[lists - 1]
+    blocks = sum(math.ceil(size / 65536) for size in sizes)
+    return max(math.ceil(len(sizes) / tensors), math.ceil(blocks / 320))
+
+
+def _bytes(t: Tensor) -> int:
+    return t.numel() * t.itemsize
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
+
+
+def _value(argument: Any) -> Any:
+    """The fake tensors of a graph's node; anything else as it is."""
+    return argument.meta.get("val") if isinstance(argument, torch.fx.Node) else argument
+
+
+def _declared(name: str, arguments: tuple[Any, ...]) -> Iterator[Launch]:
+    """Launches of an operator of ours."""
+    for one in traffic.passes(name, arguments):
+        yield Launch(kind_of([name]), one.read + one.written, one.library, name)
 
 
 def _is_view(operator: Any) -> bool:
@@ -189,8 +236,7 @@ def _of_node(node: Any) -> Iterator[Launch]:
     operator = getattr(node.node, "op_overload", None)
     name = "" if operator is None else operator._schema.name
     if name.startswith("manylabel::"):
-        for one in traffic.passes(name, _arguments(node.node)):
-            yield Launch(kind_of([name]), one.read + one.written, one.library, name)
+        yield from _declared(name, _arguments(node.node))
         return
     library = isinstance(node, ExternKernelSchedulerNode)
     parts = [part.node for part in node.get_nodes() if part.node is not None]

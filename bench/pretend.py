@@ -6,8 +6,11 @@ the versions that are installed.
 
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -17,6 +20,7 @@ import torch.utils._triton
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
 
 _COMMON = {
     "warp_size": 32,
@@ -151,6 +155,52 @@ def gpu(arch: int = 90) -> Iterator[None]:
         triton.runtime.driver.set_active(Driver(arch))
         stack.callback(setattr, triton.runtime.driver, "_active", before)
         yield
+
+
+@contextmanager
+def launches(arch: int = 90) -> Iterator["Launches"]:
+    """As `gpu`; a launch of a Triton kernel compiles it for this GPU, if it is the first of its kind, and that is all.
+
+    Nothing is there before, on disk or in the process, and nothing is left.
+    """
+    seen, launch = Launches(), JITFunction.run
+    kept: list[tuple[Any, Any]] = []
+
+    def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        if all(self is not function for function, _ in kept):
+            kept.append((self, dict(self.device_caches)))
+            self.device_caches.clear()
+        began = time.perf_counter()
+        kernel = launch(self, *arguments, grid=grid, warmup=True, **options)
+        seen.seconds += time.perf_counter() - began
+        seen.launched += 1
+        seen.kernels.add((self.__name__, kernel.hash))
+        return kernel
+
+    with gpu(arch), tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
+        triton.knobs.cache.dir = folder
+        with mock.patch.object(JITFunction, "run", compile_only):
+            try:
+                yield seen
+            finally:
+                for function, before in kept:
+                    function.device_caches.clear()
+                    function.device_caches.update(before)
+
+
+@dataclass(slots=True)
+class Launches:
+    """What was launched.
+
+    Attributes:
+        launched: how often.
+        kernels: name and hash of each different kernel.
+        seconds: spent on compiling them and looking them up.
+    """
+
+    launched: int = 0
+    kernels: set[tuple[str, str]] = field(default_factory=set)
+    seconds: float = 0.0
 
 
 def _forget_answers() -> None:

@@ -18,15 +18,17 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bench.plain import PlainInceptionResNetV1
 from bench.timing import clock
+from engine.config import resolve
+from engine.device import decide
 from engine.memory import keep_freed_memory
 from engine.model import InceptionResNetV1
-from kernels import sigmoid_bce
+from engine.step import Step
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH, SIZE, LABELS = 32 if DEVICE == "cuda" else 8, 320, 20
 PAIRS = 7
 
-Step = Callable[[], object]
+Call = Callable[[], object]
 
 
 def facenet() -> nn.Module:
@@ -43,7 +45,7 @@ def timm() -> nn.Module:
 
 
 PEERS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
-    "ours": (lambda: InceptionResNetV1(LABELS, dropout=0.0), True),
+    "ours": (lambda: InceptionResNetV1(LABELS, dropout=0.0), True),  # engine.step, as it trains
     "plain, float32": (lambda: PlainInceptionResNetV1(LABELS), False),
     "plain, amp, channels-last": (lambda: PlainInceptionResNetV1(LABELS), True),
     "facenet-pytorch, amp, channels-last": (facenet, True),
@@ -52,7 +54,7 @@ PEERS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
 
 
 @cache
-def step_of(name: str) -> Step:
+def step_of(name: str) -> Call:
     """A step; `amp` brings channels-last with it, as in training."""
     torch.manual_seed(0)
     make, amp = PEERS[name]
@@ -60,20 +62,27 @@ def step_of(name: str) -> Step:
     model = make().train().to(device=DEVICE, memory_format=layout)  # type: ignore[call-overload]
     images = torch.randn(BATCH, 3, SIZE, SIZE, device=DEVICE).contiguous(memory_format=layout)
     targets = (torch.rand(BATCH, LABELS, device=DEVICE) < 0.1).float()
+    if name == "ours":
+        ours, positives = Step(resolve("paper", {}), decide("auto", True, "auto"), model, None), targets.bool()
+
+        def our_step() -> None:
+            ours.add_gradient(images, positives)
+            ours.update(0.001)
+
+        return our_step
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    loss = sigmoid_bce if name == "ours" else binary_cross_entropy_with_logits
 
     def step() -> None:
         with torch.autocast(DEVICE, torch.bfloat16, enabled=amp):
             logits = model(images)
-        torch.autograd.backward(loss(logits.float(), targets))
+        torch.autograd.backward(binary_cross_entropy_with_logits(logits.float(), targets))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
-def peak_bytes(step: Step) -> int:
+def peak_bytes(step: Call) -> int:
     """The most memory that a step takes beside what is there before it."""
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -107,9 +116,9 @@ def test_step(benchmark: Any, name: str) -> None:
         benchmark.extra_info["times_as_long"] = in_turn(step)
 
 
-def in_turn(ours: Step) -> dict[str, float]:
+def in_turn(ours: Call) -> dict[str, float]:
     """Median of how many times as long as ours each installed peer takes."""
-    others: dict[str, Step] = {}
+    others: dict[str, Call] = {}
     for name in PEERS:
         try:
             others[name] = ours if name == "ours" else step_of(name)

@@ -98,7 +98,7 @@ def ablate(arguments: Arguments) -> int:
     """
     from engine.ablation import collect, write_summary
     from engine.answers import Stopped
-    from engine.progress import say
+    from pipelines.progress import say
 
     _check(arguments)
     dataset = _dataset(arguments)
@@ -127,7 +127,7 @@ def _run(study: Study, interrupt: "command.Interrupt") -> None:
         Stopped: Ctrl-C, here or in a run.
     """
     from engine.answers import Stopped
-    from engine.progress import say
+    from pipelines.progress import say
 
     runs = study.planned()
     for number, run in enumerate(runs):
@@ -196,8 +196,8 @@ def _plan(arguments: Arguments, dataset: "Dataset", stopped: Callable[[], bool])
     import json
 
     from engine.pace import seconds_an_epoch
-    from engine.progress import say
     from engine.run import write_json
+    from pipelines.progress import say
 
     path = arguments.out / "study.json"
     options = {name: value for name, value in _common(arguments).items() if name not in ("data", "device")}

@@ -13,13 +13,13 @@ from typing import Any
 from engine.arms import ARMS, Arm
 from engine.config import Device
 from engine.evaluate import evaluation
-from engine.progress import bar, say
 from engine.provenance import provenance
 from engine.run import Run, write_json
 from engine.trained import load_trained
 from pipelines.cache import replace_file
 from pipelines.dataset import Dataset
 from pipelines.errors import InputError
+from pipelines.progress import bar, say
 
 COLUMNS = ("micro_f1", "macro_f1", "map", "tuned_micro_f1", "tuned_macro_f1")
 TITLES = ("micro-F1", "macro-F1", "mAP", "micro-F1, tuned", "macro-F1, tuned")

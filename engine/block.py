@@ -175,7 +175,8 @@ def _saved_count(plan: Plan) -> int:
 def _backward(
     plan: Plan, training: bool, grad: Tensor, sums: Tensor, everything: Sequence[Tensor], first: bool
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """The gradient of x, its sums over the pixels, and the gradients of the block's own tensors.
+    """The gradient of x, its sums over the pixels, and the gradients of the block's own tensors, that of the bias yet
+    without the scale.
 
     `grad` is that of what the ReLU was given, `sums` [C] its sums over the pixels. So is the gradient of x, unless this
     is the first block: x came out of the ReLU of the block before.
@@ -216,7 +217,7 @@ def _backward(
         grad_x, sums_x = conv1x1.map_like(torch.addmm(rows, conv1x1.rows(grad_h), head.flatten(1)), x), None
     else:
         grad_x, sums_x = _input_gradient(grad, grad_h, head.flatten(1), x)
-    own = [grad_head, grad_tail, sums * plan.scale, *(grad_convs[i] for i in range(plan.chained))]
+    own = [grad_head, grad_tail, sums, *(grad_convs[i] for i in range(plan.chained))]
     own += [norms.grad_weight[i] for i in range(n)] + [norms.grad_bias[i] for i in range(n)]
     return grad_x, sums_x, own
 
@@ -237,11 +238,14 @@ class _Stage(torch.autograd.Function):
         ctx.plans, ctx.training = plans, training
         ctx.save_for_backward(*saved)
         ctx.mark_non_differentiable(*statistics)
+        ctx.set_materialize_grads(False)  # no zeros for the statistics
         return x, *statistics
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         plans: tuple[Plan, ...] = ctx.plans
+        if grad is None:  # nobody asked for that of y
+            return None, None, None, *[None] * sum(_Tensors.count(plan) for plan in plans)
         edges = list(accumulate((_saved_count(plan) for plan in plans), initial=0))
         saved = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)  # the kernels below do not look
@@ -255,6 +259,9 @@ class _Stage(torch.autograd.Function):
                 sums = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
             grad, sums, grads = _backward(plan, ctx.training, grad, sums, everything, first=number == 0)
             own.insert(0, [*grads, *[None] * (2 * plan.norms)])
+        biases = torch._foreach_mul([one[2] for one in own], [plan.scale for plan in plans])  # type: ignore[misc]
+        for one, bias in zip(own, biases, strict=True):
+            one[2] = bias
         return None, None, grad, *(g for grads in own for g in grads)
 
 

@@ -159,11 +159,23 @@ def _listed(images: Any) -> list[Any]:
 def _pixels(image: Any) -> NDArray[np.uint8]:
     """A uint8 RGB array [H, W, 3] of a PIL image, turned as its EXIF data says, or of an array."""
     if hasattr(image, "convert"):
-        from PIL import ImageOps
-
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        image = _of_pil(image)
+    if isinstance(image, str | Path):
+        raise TypeError("images: paths and pictures; one or the other is taken at a time")
     if not isinstance(image, np.ndarray):
         raise TypeError(f"images: {type(image).__name__}; a path, a uint8 array [H, W, 3] or a PIL image is taken")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(f"images: {image.dtype} of shape {image.shape}; uint8 [H, W, 3] is taken")
     return np.ascontiguousarray(image)
+
+
+def _of_pil(image: Any) -> NDArray[np.uint8]:
+    """RGB of a PIL image as the decoder reads its file; 16 bits are scaled, which PIL would cut off at 255."""
+    from PIL import Image, ImageOps
+
+    if image.mode in ("I", "F"):
+        raise ValueError(f"images: a PIL image of mode {image.mode}; numbers of 32 bits are not supported")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    return np.array(image.convert("RGB"))

@@ -19,7 +19,7 @@ def read_data(root: Path | None, config: Config, known_bad: Mapping[str, str] | 
     Raises:
         InputError: it cannot be read.
     """
-    from engine.progress import bar
+    from pipelines.progress import bar
     from pipelines.read import read_dataset
 
     if root is None:

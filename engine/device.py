@@ -22,14 +22,14 @@ class Placement:
         device: of the network.
         amp: type of automatic mixed precision; None: float32.
         scaled: whether gradients need a scaler (float16).
-        compiled: whether the network goes through torch.compile.
+        recorded: whether a step's launches are recorded once and replayed (engine.recorded).
         notes: what was decided against expectation, a line each.
     """
 
     device: torch.device
     amp: torch.dtype | None
     scaled: bool
-    compiled: bool
+    recorded: bool
     notes: tuple[str, ...]
 
     def autocast(self) -> torch.autocast:
@@ -67,4 +67,6 @@ def decide(device: Device, amp: bool, compile: Compile) -> Placement:
     if amp and not cpu_has_bfloat16():
         notes.append("amp: this CPU does not compute in bfloat16 (AVX-512 BF16 or AMX); float32 is faster and used")
         amp = False
-    return Placement(torch.device("cpu"), torch.bfloat16 if amp else None, False, compile == "on", tuple(notes))
+    if compile == "on":
+        notes.append("compile: the passes of the CPU are compiled already; --compile on changes nothing here")
+    return Placement(torch.device("cpu"), torch.bfloat16 if amp else None, False, False, tuple(notes))

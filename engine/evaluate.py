@@ -59,9 +59,9 @@ def evaluate(arguments: Arguments) -> int:
     from engine.answers import Stopped
     from engine.data import data_of_run
     from engine.evaluation_table import print_figures
-    from engine.progress import bar, say
     from engine.run import write_json
     from engine.trained import load_trained
+    from pipelines.progress import bar, say
 
     _require_folders(arguments)
     trained = load_trained(arguments.run)

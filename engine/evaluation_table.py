@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from engine.progress import say
+from pipelines.progress import say
 
 NAMES = {"micro_f1": "micro-F1", "macro_f1": "macro-F1", "map": "mAP"}
 LONGEST = 40  # characters of a label

@@ -47,8 +47,8 @@ def export(arguments: Arguments) -> int:
     Raises:
         InputError: bad input, or a file that does not answer as the trained network does; told in one line.
     """
-    from engine.progress import say
     from engine.trained import load_trained
+    from pipelines.progress import say
 
     out = _out(arguments)
     trained = load_trained(arguments.run)
@@ -98,7 +98,7 @@ def _dataset(arguments: Arguments, trained: "Trained") -> "Dataset":
         InputError: it is no longer there, or has other labels.
     """
     from engine.data import data_of_run
-    from engine.progress import say
+    from pipelines.progress import say
 
     dataset = data_of_run(trained.config, arguments.data, trained.config.layout)
     if dataset.labels != trained.labels:
@@ -111,8 +111,8 @@ def _dataset(arguments: Arguments, trained: "Trained") -> "Dataset":
 def _candidates(arguments: Arguments, trained: "Trained", dataset: "Dataset") -> Iterator[Any]:
     """The network as an ONNX model with its metadata; in int8 also one that costs less accuracy and more time."""
     from engine.model_file import describe
-    from engine.progress import bar, say
     from engine.to_onnx import to_onnx
+    from pipelines.progress import bar, say
 
     description = trained.description(arguments.precision, arguments.any_size)
     half, size = arguments.precision == "fp16", trained.config.image_size
@@ -153,7 +153,7 @@ def _checked_bytes(model: Any, out: Path) -> bytes:
 def _objection(arguments: Arguments, trained: "Trained", dataset: "Dataset", content: bytes) -> str | None:
     """Compares the file's answers with the trained network's and says how they differ; what is wrong, if anything."""
     from engine.parity import TOLERANCE, compare
-    from engine.progress import bar, say
+    from pipelines.progress import bar, say
 
     description = trained.description(arguments.precision, arguments.any_size)
     with bar("comparing with the trained network") as advance:

@@ -6,7 +6,7 @@ In Python, `Classifier` is the same as a function.
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -73,15 +73,17 @@ def infer(arguments: Arguments) -> int:
         raise InputError(f"--batch-size {arguments.batch_size}: must be above 0")
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise InputError(f"--threshold {arguments.threshold:g}: must lie between 0 and 1")
+    if any(_same(arguments.out, path) for path in arguments.paths):
+        raise InputError(f"--out {arguments.out}: is what the photographs are to be read from; give another file")
     from engine.classifier import Classifier
     from engine.model_file import read_model
     from engine.predictions import Predictions, digest
-    from engine.progress import say
     from pipelines.check import decoder_silenced
     from pipelines.listing import photographs
+    from pipelines.progress import say
 
     content, description = read_model(arguments.file)
-    paths = photographs(arguments.paths, sys.stdin)
+    paths = photographs(arguments.paths, _standard_input())
     classifier = Classifier.of(content, description, arguments.device, arguments.batch_size, arguments.threshold)
     version = digest(content, arguments.threshold)
     del content
@@ -107,11 +109,20 @@ def infer(arguments: Arguments) -> int:
     return command.OK
 
 
+def _standard_input() -> Iterator[str]:
+    """Lines as names of files are: any bytes."""
+    yield from map(os.fsdecode, sys.stdin.buffer if sys.stdin else ())
+
+
+def _same(out: Path, path: str) -> bool:
+    return out.exists() and os.path.exists(path) and out.samefile(path)
+
+
 def _classify(
     classifier: "Classifier", paths: list[str], predictions: "Predictions", stopped: Callable[[], bool]
 ) -> bool:
     """Adds a row for each path; whether it came to the end."""
-    from engine.progress import bar, console, say
+    from pipelines.progress import bar, console, say
 
     began = shown = time.perf_counter()
     with bar("classifying") as advance:

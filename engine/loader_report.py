@@ -64,7 +64,7 @@ def _own(batch: Batch) -> Batch:
 
 def _step(trainer: Trainer, batch: Batch) -> None:
     trainer.add_gradient(batch)
-    trainer.update(trainer.config.lr)
+    trainer.step.update(trainer.config.lr)
 
 
 def _seconds(trainer: Trainer, call: Callable[[], object], times: int) -> float:

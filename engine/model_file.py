@@ -90,6 +90,8 @@ def _description(path: Path, metadata: dict[str, str]) -> Description:
     try:
         values: dict[str, Any] = {field.name: json.loads(metadata[field.name]) for field in fields(Description)}
         values |= {name: tuple(values[name]) for name in ("labels", "thresholds")}
+        if len(values["thresholds"]) != len(values["labels"]):
+            raise ValueError(f"{len(values['labels'])} labels and {len(values['thresholds'])} thresholds")
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path}: its metadata is damaged ({type(error).__name__}: {error})") from None
     return Description(**values)

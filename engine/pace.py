@@ -28,7 +28,7 @@ def seconds_an_epoch(config: Config, dataset: Dataset) -> float:
         for _ in range(WARM + TIMED):
             began = time.perf_counter()
             loss = trainer.add_gradient(next(batches))
-            trainer.update(config.lr)
+            trainer.step.update(config.lr)
             loss.item()  # waits for the device
             times.append(time.perf_counter() - began)
         step = statistics.median(times[WARM:])

@@ -43,12 +43,15 @@ class Predictions:
         rows, unreadable: of the file so far.
 
     Raises:
-        InputError: another ending, a place that cannot be written, an interrupted file without `resume`, or none with.
+        InputError: another ending, a folder, a place that cannot be written, an interrupted file without `resume`, or
+            none with.
     """
 
     def __init__(self, out: Path, labels: Sequence[str], digest: str, resume: bool) -> None:
         if out.suffix.lower() not in ENDINGS:
             raise InputError(f"--out {out}: the file's name must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+        if out.is_dir():
+            raise InputError(f"--out {out}: is a folder; give the name of a file")
         self.out, self.labels = out, list(labels)
         self.partial = out.with_name(f"{out.name}.{digest}.partial")
         if self.partial.exists() and not resume:

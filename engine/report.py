@@ -45,9 +45,9 @@ def report(arguments: Arguments) -> int:
     """
     from engine.answers import Stopped
     from engine.final_report import write_figures
-    from engine.progress import bar, say
     from engine.run import Run
     from engine.trained import load_trained
+    from pipelines.progress import bar, say
 
     run = Run(arguments.run)
     content = run.read_config()
@@ -81,7 +81,7 @@ def _dataset(run: "Run", content: dict[str, Any], data: Path | None, needed: boo
     """The data set of the run, or None where it is not there and can be done without."""
     from engine.config import Config
     from engine.data import data_of_run
-    from engine.progress import say
+    from pipelines.progress import say
 
     config = Config.load(content, run.config)
     try:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -68,7 +69,8 @@ class Session:
     def _on_gpu(self, batch_size: int) -> Run:
         """Pictures stay on the GPU; whole batches replay the launches recorded for one.
 
-        Recorded launches read and write the same memory each time: a batch is copied there first, within the GPU.
+        Recorded launches read and write the same memory each time: a batch is copied there first, within the GPU, and
+        threads take turns.
         """
         import torch
 
@@ -79,12 +81,11 @@ class Session:
         place = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8, device="cuda") if fixed else None
         place_after = torch.zeros((batch_size, labels), device="cuda")
 
-        def run(images: Any) -> NDArray[np.float32]:
-            given = torch.as_tensor(images, device="cuda")
+        turn = Lock()
+
+        def once(given: torch.Tensor) -> NDArray[np.float32]:
             if place is None:
                 pixels, answers = given.contiguous(), torch.empty((len(given), labels), device="cuda")
-            elif len(given) > batch_size:
-                return np.concatenate([run(part) for part in torch.split(given, batch_size)])
             else:
                 place[: len(given)].copy_(given)
                 pixels, answers = place, place_after
@@ -96,6 +97,11 @@ class Session:
             binding.synchronize_outputs()
             found: NDArray[np.float32] = answers[: len(given)].cpu().numpy()
             return found
+
+        def run(images: Any) -> NDArray[np.float32]:
+            given = torch.as_tensor(images, device="cuda")
+            with turn:
+                return np.concatenate([once(part) for part in torch.split(given, batch_size)])
 
         return run
 

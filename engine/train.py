@@ -73,7 +73,8 @@ class Arguments:
     device: Device | None = None
     """Where to train; auto: CUDA where there is a usable GPU."""
     compile: Compile | None = None
-    """torch.compile; auto: on CUDA only."""
+    """Record a step's launches once and replay them (CUDA graphs); auto: on CUDA. The CPU's passes are compiled as
+    they are."""
     init: Path | None = None
     """Weights to start from: a checkpoint of ours, or facenet-pytorch's, .pt or .safetensors; a head for other labels
     starts anew."""
@@ -106,11 +107,11 @@ def train(arguments: Arguments) -> int:
         InputError: bad input, told in one line.
     """
     from engine.answers import Stopped
-    from engine.progress import say
     from engine.run import write_json
     from engine.trainer import Trainer
     from engine.weights import has_block8, load_weights, read_weights
     from pipelines.check import BackgroundCheck
+    from pipelines.progress import say
 
     run, config, resumed = _run_and_config(arguments)
     from engine.device import decide
@@ -159,8 +160,8 @@ def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any]
     """The run, its configuration, and what config.json holds if it is one to go on with."""
     from datetime import datetime
 
-    from engine.progress import say
     from engine.run import Run
+    from pipelines.progress import say
 
     given = arguments.given()
     if arguments.resume is not None:
@@ -192,7 +193,7 @@ def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any]
 
 def _dataset(config: Config, known_bad: dict[str, str] | None) -> "Dataset":
     from engine.data import read_data
-    from engine.progress import say
+    from pipelines.progress import say
 
     dataset = read_data(None if config.data is None else Path(config.data), config, known_bad)
     if config.data is None:
@@ -209,7 +210,7 @@ def _dataset(config: Config, known_bad: dict[str, str] | None) -> "Dataset":
 
 def _tell_bad(found: list[tuple[str, str]], dataset: "Dataset") -> None:
     """Names the pictures that the background check found, of those that the run was to train on."""
-    from engine.progress import say
+    from pipelines.progress import say
 
     used = set(dataset.files)
     bad = [(file, reason) for file, reason in found if file in used]
@@ -221,7 +222,7 @@ def _tell_bad(found: list[tuple[str, str]], dataset: "Dataset") -> None:
 
 def _fitting_batch(config: Config, dataset: "Dataset") -> Config:
     """The configuration with a batch no larger than an epoch."""
-    from engine.progress import say
+    from pipelines.progress import say
     from pipelines.sampling import epoch_rows
 
     targets = dataset.targets[dataset.splits["train"]]
@@ -249,13 +250,13 @@ def _record(run: "Run", config: Config, dataset: "Dataset") -> None:
 
 
 def _describe(run: "Run", config: Config, dataset: "Dataset", placement: "Placement") -> None:
-    from engine.progress import say
     from engine.sampling_report import sampling_report
+    from pipelines.progress import say
 
     kind = "float32" if placement.amp is None else str(placement.amp).removeprefix("torch.")
     say(
         f"{config.preset}: {config.image_size}×{config.image_size}, width {config.width:g}, batch {config.batch_size}, "
-        f"{config.epochs} epochs, {kind} on {placement.device.type}{', compiled' if placement.compiled else ''}; "
+        f"{config.epochs} epochs, {kind} on {placement.device.type}{', recorded' if placement.recorded else ''}; "
         f"run in {run.folder}"
     )
     for line in sampling_report(dataset, config, run):
@@ -265,7 +266,7 @@ def _describe(run: "Run", config: Config, dataset: "Dataset", placement: "Placem
 def _summarise(run: "Run") -> None:
     import json
 
-    from engine.progress import say
+    from pipelines.progress import say
 
     report = json.loads(run.report.read_text())
     say(

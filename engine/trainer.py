@@ -10,23 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import kernels
 from engine.answers import Stopped, mean_loss, predict
-from engine.average import WeightAverage
 from engine.config import Config
 from engine.device import Placement
 from engine.final_report import write_figures
 from engine.memory import keep_freed_memory
 from engine.metrics import scores
 from engine.model import InceptionResNetV1
-from engine.progress import Advance, bar, say
 from engine.report import write_page
 from engine.run import Run, load_checkpoint, save_checkpoint
 from engine.schedule import learning_rate
+from engine.step import Step
 from pipelines.dataset import Dataset
 from pipelines.errors import InputError
 from pipelines.loader import Batch, PictureStream, TrainingPlan, evaluation_stream, training_stream
 from pipelines.memory import picture_memory
+from pipelines.progress import Advance, bar, say
 from pipelines.sampling import label_odds, positive_weights
 
 SHOW_EVERY = 10  # steps between looks at the loss, which wait for the device
@@ -90,16 +89,8 @@ class Trainer:
         odds = torch.from_numpy(label_odds(self.plan.targets))
         self.model.start_at(odds if weight is None else odds * weight)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if placement.compiled:
-            # On a GPU the launches are recorded once and replayed: each is shorter than what Python takes to order it.
-            mode = {"mode": "reduce-overhead"} if device.type == "cuda" else {}
-            self.model.compile(dynamic=False, **mode)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, fused=True)
-        self.average = None if config.ema_decay is None else WeightAverage(self.model, config.ema_decay)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=placement.scaled)
         self.targets = torch.from_numpy(dataset.targets).to(device)
-        self.pos_weight = None if weight is None else weight.to(device)
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.step = Step(config, placement, self.model, None if weight is None else weight.to(device))
         self.progress = Progress()
         self.memory = None if device.type == "cuda" else picture_memory(config.picture_memory)
 
@@ -150,16 +141,16 @@ class Trainer:
             # What an interruption must not split: the batches of one step of the optimizer.
             together = min(config.accumulate, self.steps - at.step)
             rate = self._learning_rate()
-            for _ in range(together):
+            for number in range(together):
                 asked = time.perf_counter()
                 batch = next(batches)
                 received = time.perf_counter()
-                self.add_gradient(batch, together)
+                self.add_gradient(batch, number == 0, together)
                 at.step += 1
                 at.waited += received - asked
                 at.stepping += time.perf_counter() - asked
             asked = time.perf_counter()
-            self.update(rate)
+            self.step.update(rate)
             at.stepping += time.perf_counter() - asked
             if at.step // SHOW_EVERY > before // SHOW_EVERY:
                 advance(at.step, self.steps, self._figures())
@@ -171,37 +162,19 @@ class Trainer:
         step, steps = at.epoch * self.steps + at.step, config.epochs * self.steps
         return learning_rate(config.schedule, config.lr, step, steps)
 
-    def add_gradient(self, batch: Batch, together: int = 1) -> Tensor:
-        """Adds a batch's gradient, divided by the number of batches that make one step; the loss, on the device."""
+    def add_gradient(self, batch: Batch, first: bool = True, together: int = 1) -> Tensor:
+        """Adds a batch's gradient; see engine.step."""
         targets = self.targets[batch.rows.to(self.targets.device)]
-        with self.placement.autocast():
-            logits = self.model(batch.images)
-        loss = kernels.sigmoid_bce(logits, targets, self.pos_weight)
-        torch.autograd.backward(self.scaler.scale(loss / together if together > 1 else loss))
-        self.loss_sum += loss.detach()
-        return loss.detach()
-
-    def update(self, rate: float) -> None:
-        """One step of the optimizer with the gradient that has come together."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        if self.config.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm, foreach=True)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update()
+        return self.step.add_gradient(batch.images, targets, first, together)
 
     def _figures(self) -> str:
         at = self.progress
-        loss, rate = float(self.loss_sum) / at.step, at.step * self.config.batch_size / at.stepping
+        loss, rate = float(self.step.loss_sum) / at.step, at.step * self.config.batch_size / at.stepping
         return f"loss {loss:.4f}  {rate:.0f} images/s  waiting {at.waited / at.stepping:.0%}"
 
     def _finish_epoch(self, began: float, writer: Any) -> None:
         at = self.progress
-        train_loss = float(self.loss_sum) / self.steps
+        train_loss = float(self.step.loss_sum) / self.steps
         try:
             with self._evaluated():
                 logits, rows = self._predict("val")
@@ -217,7 +190,7 @@ class Trainer:
         line |= asdict(scores(torch.sigmoid(logits).numpy(), targets))
         at.seconds += time.perf_counter() - began
         line |= {
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": float(self.step.optimizer.param_groups[0]["lr"]),
             "images_per_s": self.steps * self.config.batch_size / max(at.stepping, 1e-9),
             "data_wait_fraction": at.waited / max(at.stepping, 1e-9),
             "seconds": at.seconds,
@@ -226,7 +199,7 @@ class Trainer:
         at.best_loss = min(at.best_loss, line["val_loss"])
         at.stale = 0 if improved else at.stale + 1
         at.epoch, at.step, at.waited, at.stepping = at.epoch + 1, 0, 0.0, 0.0
-        self.loss_sum.zero_()
+        self.step.loss_sum.zero_()
         self.run.write_metrics([*self.run.metric_lines(), line])
         for name, value in line.items():
             if name != "epoch":
@@ -243,7 +216,7 @@ class Trainer:
 
     def _evaluated(self) -> AbstractContextManager[None]:
         """The weights that validation sees and best.pt keeps are in the network while the context lasts."""
-        return nullcontext() if self.average is None else self.average.in_place()
+        return nullcontext() if self.step.average is None else self.step.average.in_place()
 
     def _predict(self, split: str) -> tuple[Tensor, Any]:
         spec = self.placement.spec(self.config.image_size)
@@ -280,11 +253,8 @@ class Trainer:
         cuda = self.placement.device.type == "cuda"
         state = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.state(),
+            **self.step.state(),
             "progress": asdict(self.progress),
-            "loss_sum": self.loss_sum,
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state() if cuda else None,
             "labels": list(self.dataset.labels),
@@ -317,12 +287,8 @@ class Trainer:
         if tuple(state["labels"]) != self.dataset.labels:
             raise InputError(f"{self.run.last}: was trained for other labels than the data set has")
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.restore(state["average"])
+        self.step.restore(state)
         self.progress = Progress(**state["progress"])
-        self.loss_sum = state["loss_sum"]
         torch.set_rng_state(state["rng"].cpu())
         if state["rng_cuda"] is not None and self.placement.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"].cpu())

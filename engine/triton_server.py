@@ -8,6 +8,7 @@ DIR/NAME/1/model.onnx       a further export is version 2, and so on; the server
 import json
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from google.protobuf.text_encoding import CEscape
 
@@ -29,15 +30,17 @@ def write_repository(root: Path, content: bytes, description: Description) -> Pa
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", description.run)
     folder = root / name
     try:
-        taken = [int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()]
-        version = folder / str(max(taken, default=0) + 1)
-        version.mkdir(parents=True)
-        with replace_file(version / "model.onnx") as temporary:
-            temporary.write_bytes(content)
+        folder.mkdir(parents=True, exist_ok=True)
         with replace_file(folder / "labels.txt") as temporary:
             temporary.write_text("".join(f"{label}\n" for label in description.labels), encoding="utf-8")
         with replace_file(folder / "config.pbtxt") as temporary:
             temporary.write_text(configuration(name, description), encoding="utf-8")
+        taken = [int(entry.name) for entry in folder.glob("*") if entry.name.isdecimal()]
+        with TemporaryDirectory(dir=folder, prefix=".", ignore_cleanup_errors=True) as place:
+            version = Path(place) / "version"  # a server that is watching sees it whole or not at all
+            version.mkdir()
+            (version / "model.onnx").write_bytes(content)
+            version.rename(folder / str(max(taken, default=0) + 1))
     except OSError as error:
         raise InputError(f"{root}: cannot be written: {error.strerror}") from None
     return folder

@@ -1,4 +1,7 @@
-"""Fused operations with kernels of their own: Triton on a GPU, plain torch on the CPU, autograd on both.
+"""Fused operations with kernels of their own: Triton on a GPU, compiled passes on the CPU, plain torch for the rest.
+
+Gradients are those of reverse mode. Forward mode and the transforms of torch.func are refused, second derivatives too
+but for those of max_pool on the CPU.
 
 Importing the package loads no torch: an operation comes, and torch with it, when it is first asked for.
 """

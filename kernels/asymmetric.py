@@ -25,17 +25,19 @@ from kernels.arguments import check_number
 from kernels.bce import (
     as_bytes,
     check_loss,
+    factor,
     fake_loss,
     finished,
     gradients,
     inner_reduction,
-    kept_factor,
+    load_targets,
     log1p,
     loss_passes,
     masked_mean,
     reduce_reference,
     room_for_results,
     setup_context,
+    soft,
 )
 from kernels.launch import takes_triton
 from kernels.traffic import Pass, declares
@@ -70,8 +72,7 @@ def _asymmetric_loss_fwd_kernel(  # type: ignore[no-untyped-def]
     gamma_pos,
     gamma_neg,
     margin,
-    factor,
-    kept,  # what the gradient is multiplied by
+    factor,  # of the sum and of the gradient
     n,
     labels,
     MARGIN: tl.constexpr,
@@ -88,7 +89,7 @@ def _asymmetric_loss_fwd_kernel(  # type: ignore[no-untyped-def]
         row = first // labels + ((first % labels).to(tl.int32) + lane) // labels
         counts = inside & (tl.load(mask_ptr + row, mask=inside, other=0) != 0)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(y_ptr + at, mask=inside, other=0).to(tl.float32)
+    y = load_targets(y_ptr, at, inside)
 
     e = tl.exp(-tl.abs(x))
     log1p_e = log1p(e)
@@ -120,7 +121,7 @@ def _asymmetric_loss_fwd_kernel(  # type: ignore[no-untyped-def]
     if grad_ptr is not None:
         p_log_p = tl.where(p == 0.0, 0.0, p * minus_log_p)
         grad = (1.0 - y) * neg * slope - y * pos * (q + gamma_pos * p_log_p)
-        tl.store(grad_ptr + at, tl.where(counts, grad * kept, 0.0).to(grad_ptr.dtype.element_ty), mask=inside)
+        tl.store(grad_ptr + at, tl.where(counts, grad * factor, 0.0), mask=inside)
 
 
 @torch.library.custom_op("manylabel::asymmetric_loss", mutates_args=())
@@ -147,8 +148,7 @@ def _forward(
             gamma_pos,
             gamma_neg,
             margin,
-            1 / logits.numel() if reduction == "mean" else 1.0,
-            kept_factor(logits, reduction),
+            factor(logits, reduction),
             logits.numel(),
             logits.shape[1],
             MARGIN=margin > 0,
@@ -169,7 +169,7 @@ def _forward_cpu(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    x, y = logits.to(dtype), targets.to(dtype)
+    x, y = logits.to(dtype), soft(targets, dtype)
     p, q = torch.sigmoid(x), torch.sigmoid(-x)
     # Not softplus: torch's takes longer than its exp and log1p together.
     log1p_e = x.abs().neg_().exp_().log1p_()
@@ -188,10 +188,10 @@ def _forward_cpu(
     loss = torch.where(kept, y * pos * minus_log_p + (1 - y) * neg * minus_log_not_r, 0)
     loss = loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
     if not with_grad:
-        return loss, logits.new_empty(0)
+        return loss, x.new_empty(0)
     p_log_p = (p * minus_log_p).masked_fill_(p == 0, 0)
     grad = (1 - y) * neg * slope - y * pos * (q + gamma_pos * p_log_p)
-    return loss, (torch.where(kept, grad, 0) * kept_factor(logits, reduction)).to(logits.dtype)
+    return loss, torch.where(kept, grad, 0) * factor(logits, reduction)
 
 
 @_forward.register_fake
@@ -221,7 +221,8 @@ def asymmetric_loss(
 
     Args:
         logits: [N, L] contiguous, float32, float16 or bfloat16, on the CPU float64 too.
-        targets: [N, L] contiguous on the same device, bool, uint8 or any float dtype, in [0, 1].
+        targets: [N, L] contiguous on the same device, bool, uint8 or any float dtype, in [0, 1]; any byte
+            but 0 is a positive.
         gamma_pos, gamma_neg: focusing exponents of positives and negatives, 0 or more.
         margin: taken off the probability of negatives, in [0, 1].
         reduction: "mean" over all N·L, or over those of the samples that count, "sum", or "none". The paper's own

@@ -22,17 +22,26 @@ Source: Ioffe and Szegedy 2015 (arXiv:1502.03167); Chan, Golub and LeVeque 1983,
 Variance", equation 2.1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels import batch_norm_cpu, batch_norm_triton
-from kernels.arguments import check_channels_last, check_floats, check_number, check_operand
+from kernels.arguments import (
+    check_apart,
+    check_channels_last,
+    check_constant,
+    check_flag,
+    check_floats,
+    check_list,
+    check_number,
+    check_operand,
+)
 from kernels.batch_norm_triton import grid_of, of_each, sum_passes
 from kernels.bfloat16 import PASSED
-from kernels.launch import takes_triton
+from kernels.launch import is_batched, takes_triton
 from kernels.maps import channels_last, empty_map, slices
 from kernels.traffic import DECLARED, Pass, declares, size
 
@@ -77,12 +86,14 @@ def _forward_torch(
     scale: float,
 ) -> tuple[list[Tensor], Tensor]:
     """A result for each map, and the statistics as batch_norm_triton.forward has them."""
-    dtype = torch.promote_types(xs[0].dtype, torch.float32)
+    kept, dtype = xs[0].dtype, torch.promote_types(xs[0].dtype, torch.float32)
+    if residual is not None:  # joined before anything is rounded
+        xs, residual = [x.to(dtype) for x in xs], residual.to(dtype)
     ys, found = [], []
     for i, (x, weight, bias) in enumerate(zip(xs, weights, biases, strict=True)):
         x = x.contiguous(memory_format=torch.channels_last)  # torch's kernel is many times slower on a slice
         if not x.numel():
-            y = x + 0 * (weight.sum() + bias.sum())  # nothing, with gradients of 0
+            y = x.clone()  # nothing
             found.append(torch.zeros((3, len(weight)), dtype=dtype, device=x.device))
         elif training:
             # With a momentum of 1 the running statistics are the batch's, unbiased variance included.
@@ -94,7 +105,7 @@ def _forward_torch(
             y = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
         if residual is not None:
             y = torch.addcmul(residual, y, y.new_ones(()), value=scale)
-        ys.append(y.relu_() if relu else y)
+        ys.append((y.relu_() if relu else y).to(kept))
     if not training:
         return ys, torch.empty((3, 0), dtype=dtype, device=xs[0].device)
     return ys, found[0] if len(found) == 1 else torch.cat(found, 1)
@@ -169,6 +180,11 @@ def _forward_into(
     relu: bool,
     scale: float,
 ) -> Tensor:
+    given = {"x": x, "weight": weight, "bias": bias, "residual": residual}
+    given |= dict(zip(("running_mean", "running_var"), running, strict=False))
+    for name, tensor in given.items():
+        if tensor is not None:
+            check_apart("out", out, name, tensor)
     options = (training, eps, relu, scale)
     if takes_triton(x):
         return batch_norm_triton.forward([x], [weight], [bias], running, residual, [out], *options)
@@ -180,8 +196,12 @@ def _forward_into(
 
 
 def _join(maps: list[Tensor]) -> Tensor:
-    joined = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
-    return joined.contiguous(memory_format=torch.channels_last)
+    if len(maps) == 1:
+        return maps[0].contiguous(memory_format=torch.channels_last)
+    (joined,) = _room(maps, joined=True)  # torch.cat would convert under autocast
+    for place, m in zip(_places([joined], maps, joined=True), maps, strict=True):
+        place.copy_(m)
+    return joined
 
 
 @torch.library.custom_op("manylabel::batch_norm_relu_backward", mutates_args=())
@@ -233,12 +253,12 @@ def backward(
             continue
         g = torch.ops.aten.threshold_backward(g, y, 0) if relu else g
         if with_residual:
-            grad_residual, g = g.clone(), g * scale
+            grad_residual, g, x = g.clone(), g.to(dtype) * scale, x.to(dtype)
         saved = (mean, spread, mean, spread)
         grad_x, *grad_vectors = torch.ops.aten.native_batch_norm_backward(
             g, x, weight, *saved, training, eps, [True, True, True]
         )
-        grad_xs.append(grad_x)
+        grad_xs.append(grad_x.to(y.dtype))
         sums[1, part], sums[0, part] = grad_vectors
     return [_join(grad_xs)] if joined else grad_xs, sums, grad_residual
 
@@ -300,6 +320,11 @@ def _(grads: Sequence[Tensor], xs: Sequence[Tensor], ys: Sequence[Tensor], *rest
     return [*sum_passes(grid, maps + vectors, 2), gradients]
 
 
+def _check_single(*grads: Tensor) -> None:
+    if any(is_batched(grad) for grad in grads):
+        raise RuntimeError("batch norm takes one gradient at a time: no is_grads_batched, no vectorize of jacobian")
+
+
 class _Normalize(torch.autograd.Function):
     """The concatenation of normalised maps, and the statistics [3, ΣC]."""
 
@@ -327,12 +352,13 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        _check_single(grad)
         y, statistics, *tensors = ctx.saved_tensors
         xs, weights, biases = (tensors[i * ctx.maps : (i + 1) * ctx.maps] for i in range(3))
         training, *_, with_residual = ctx.options
         means, spreads = of_each(xs, statistics, tensors[3 * ctx.maps :], training)
         parts = slices(xs)
-        grads, ys = ([m[:, part] for part in parts] for m in (grad, y))
+        grads, ys = (list(torch.split(m, [x.shape[1] for x in xs], 1)) for m in (grad, y))
         grad_xs, sums, grad_residual = backward(
             grads, xs, ys, weights, biases, list(means), list(spreads), *ctx.options, ctx.scale, False
         )
@@ -352,13 +378,21 @@ def _normalize(
     relu: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    if residual is None and not takes_triton(xs[0]) and not _compiled_passes(xs[0], residual):
-        # Plain torch has gradients of its own, and none of the cost of an operator's dispatch.
-        ys, statistics = _forward_torch(xs, weights, biases, running, residual, training, eps, relu, scale)
-        return _join(ys), statistics
+    residual, *tensors = _each_once([residual, *xs, *weights, *biases, *running])
     y: Tensor
-    y, statistics = _Normalize.apply(len(xs), training, eps, relu, scale, residual, *xs, *weights, *biases, *running)
+    y, statistics = _Normalize.apply(len(xs), training, eps, relu, scale, residual, *tensors)
     return y, statistics
+
+
+def _each_once(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """A view in the place of each repetition: the compiler takes no tensor twice where gradients are our own."""
+    if not torch.compiler.is_compiling():
+        return list(tensors)
+    found: list[Tensor | None] = []
+    for tensor in tensors:
+        again = tensor is not None and any(tensor is other for other in found)
+        found.append(tensor.view_as(tensor) if tensor is not None and again else tensor)
+    return found
 
 
 class _NormalizeSplit(torch.autograd.Function):
@@ -378,6 +412,7 @@ class _NormalizeSplit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _check_single(*grads[: ctx.maps])
         k, (training, eps) = ctx.maps, ctx.options
         x, statistics, *tensors = ctx.saved_tensors
         ys, weights, biases = (tensors[i * k : (i + 1) * k] for i in range(3))
@@ -413,7 +448,8 @@ def normalize_split(
     eps: float,
 ) -> tuple[list[Tensor], Tensor]:
     """As normalize_joined, the other way round: x [N, ΣC, H, W] is what merged convolutions gave."""
-    *ys, statistics = _NormalizeSplit.apply(len(weights), training, eps, x, *weights, *biases, *running)
+    tensors = _each_once([x, *weights, *biases, *running])
+    *ys, statistics = _NormalizeSplit.apply(len(weights), training, eps, *tensors)
     return ys, statistics
 
 
@@ -428,39 +464,37 @@ def _check_map(name: str, x: Tensor, like: Tensor) -> None:
 
 def _check_vector(name: str, v: Tensor, x: Tensor) -> None:
     dtype = torch.promote_types(x.dtype, torch.float32)
+    check = check_constant if name.startswith("running") else check_operand
+    check(name, v, x.shape[1:2], "maps", x)
     if v.dtype != dtype:
         raise ValueError(f"{name} is {v.dtype}; for {x.dtype} maps it takes {dtype}")
-    check_operand(name, v, x.shape[1:2], "maps", x)
 
 
-def _check(
-    xs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    running_means: Sequence[Tensor],
-    running_vars: Sequence[Tensor],
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> None:
-    if not xs:
-        raise ValueError("xs is empty; it takes one map or more")
-    vectors = {"weight": weights, "bias": biases, "running_mean": running_means, "running_var": running_vars}
-    kept = bool(running_means or running_vars)
-    if not (kept or training):
-        raise ValueError("running_mean and running_var are None; without training they are needed")
-    for name, given in vectors.items():
-        if len(given) != len(xs) and (kept or name in ("weight", "bias")):
-            raise ValueError(f"{name}: {len(given)} given; it takes one for each of {len(xs)} maps")
-    for i, x in enumerate(xs):
-        _check_map("x" if len(xs) == 1 else f"xs[{i}]", x, xs[0])
-        for name, given in vectors.items():
-            if given:
-                _check_vector(name if len(xs) == 1 else f"{name}[{i}]", given[i], x)
+def _check(given: Mapping[str, Sequence[Tensor]], training: bool, momentum: float, eps: float) -> None:
+    """`given`: maps, weights, biases, running means and variances, or none of these, by their names for a number."""
+    (of_map, xs), *vectors = given.items()
+    check_flag("training", training)
     check_number("eps", eps, low=1e-12)
     check_number("momentum", momentum, 0, 1)
-    if training and xs[0].numel() == xs[0].shape[1]:
-        raise ValueError(f"x has shape {tuple(xs[0].shape)}; training takes more than one value a channel")
+    for i, x in enumerate(xs):
+        name = of_map.format(i)
+        _check_map(name, x, xs[0])
+        if not x.shape[1]:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; it takes one channel or more")
+        for of_vector, values in vectors:
+            if values:
+                _check_vector(of_vector.format(i), values[i], x)
+        if training and x.numel() == x.shape[1]:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; training takes more than one value a channel")
+
+
+def _check_running(names: tuple[str, str], given: tuple[object, object], training: bool) -> None:
+    """Both or none, and both without training."""
+    missing = [name for name, value in zip(names, given, strict=True) if value is None]
+    if len(missing) == 1:
+        raise ValueError(f"{missing[0]} is None; {names[0]} and {names[1]} go together")
+    if missing and not training:
+        raise ValueError(f"{names[0]} and {names[1]} are None; without training they are needed")
 
 
 def move_running(running: Sequence[Tensor], statistics: Sequence[Tensor], momentum: float) -> None:
@@ -505,10 +539,13 @@ def batch_norm_relu(
     Raises:
         ValueError: names the argument that does not fit, what it is and what it takes.
     """
+    _check_running(("running_mean", "running_var"), (running_mean, running_var), training)
     means = [] if running_mean is None else [running_mean]
     variances = [] if running_var is None else [running_var]
-    _check([x], [weight], [bias], means, variances, training, momentum, eps)
+    given = {"x": [x], "weight": [weight], "bias": [bias], "running_mean": means, "running_var": variances}
+    _check(given, training, momentum, eps)
     check_number("scale", scale, low=0)
+    check_flag("relu", relu)
     if residual is not None:
         _check_map("residual", residual, x)
         if residual.shape != x.shape:
@@ -558,8 +595,17 @@ def batch_norm_relu_concat(
     Raises:
         ValueError: names the argument that does not fit, what it is and what it takes.
     """
-    means, variances = list(running_means or []), list(running_vars or [])
-    _check(xs, weights, biases, means, variances, training, momentum, eps)
+    _check_running(("running_means", "running_vars"), (running_means, running_vars), training)
+    means = [] if running_means is None else running_means
+    variances = [] if running_vars is None else running_vars
+    given = {"xs": xs, "weights": weights, "biases": biases, "running_means": means, "running_vars": variances}
+    for name, values in given.items():
+        check_list(name, values)
+        if len(values) != len(xs) and (running_means is not None or not name.startswith("running")):
+            raise ValueError(f"{name} has {len(values)} tensors; it takes one for each of {len(xs)} maps")
+    if not xs:
+        raise ValueError("xs is empty; it takes one map or more")
+    _check({f"{name}[{{}}]": values for name, values in given.items()}, training, momentum, eps)
     y, statistics = normalize_joined(xs, weights, biases, [*means, *variances], training, eps)
     if training and means and y.numel():
         move_running([*means, *variances], [statistics[:, part] for part in slices(xs)], momentum)

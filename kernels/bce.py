@@ -7,11 +7,11 @@ x are the logits [N, L], the targets [N, L] lie in [0, 1], w is what a positive 
 and s the label smoothing. In this form nothing cancels: far from zero, too, loss and gradient keep their relative
 accuracy. A sample that the mask [N] leaves out has loss and gradient 0, whatever its logits hold.
 
-The gradient is kept without the 1/n of the mean and without the loss scale, either of which could take it
-out of the range of float16.
+The gradient is kept in float32 (float64 for float64 logits) until what comes from upstream is known: without the loss
+scale, the 1/n of the mean or a weight of positives could take it out of the range of float16. So it is rounded once.
 
-Bytes moved for n = N·L logits of b bytes and targets of t bytes: forward n·(b + t), with n·b more where a
-gradient is wanted and n·4 more for a loss that is not reduced; backward 2·n·b.
+Bytes moved for n = N·L logits of b bytes and targets of t bytes: forward n·(b + t), with n·4 more where a
+gradient is wanted and n·4 more for a loss that is not reduced; backward n·(4 + b).
 """
 
 import math
@@ -23,8 +23,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from kernels.arguments import FLOATS, check_constant, check_floats, check_number
-from kernels.launch import takes_triton
+from kernels.arguments import FLOATS, check_constant, check_floats, check_number, check_tensor
+from kernels.launch import is_batched, takes_triton, watched
 from kernels.traffic import Pass, declares, size
 from kernels.tuning import SIGMOID_BCE, Launch
 
@@ -65,6 +65,14 @@ def log1p(e):  # type: ignore[no-untyped-def]
     return 2.0 * s * (1.0 + q * p)
 
 
+@triton.jit
+def load_targets(y_ptr, at, inside):  # type: ignore[no-untyped-def]
+    y = tl.load(y_ptr + at, mask=inside, other=0)
+    if y_ptr.dtype.element_ty == tl.uint8:
+        y = tl.minimum(y, 1)  # any byte but 0 is a positive, as a boolean's may be
+    return y.to(tl.float32)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _sigmoid_bce_fwd_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
@@ -74,8 +82,7 @@ def _sigmoid_bce_fwd_kernel(  # type: ignore[no-untyped-def]
     loss_ptr,
     grad_ptr,  # None: no gradient is wanted
     smoothing,
-    factor,
-    kept,  # what the gradient is multiplied by
+    factor,  # of the sum and of the gradient
     n,
     labels,
     REDUCED: tl.constexpr,
@@ -92,7 +99,7 @@ def _sigmoid_bce_fwd_kernel(  # type: ignore[no-untyped-def]
     if mask_ptr is not None:
         counts = inside & (tl.load(mask_ptr + first // labels + after // labels, mask=inside, other=0) != 0)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(y_ptr + at, mask=inside, other=0).to(tl.float32)
+    y = load_targets(y_ptr, at, inside)
     y = y * (1.0 - smoothing) + 0.5 * smoothing
     weight = y
     if w_ptr is not None:
@@ -108,17 +115,17 @@ def _sigmoid_bce_fwd_kernel(  # type: ignore[no-untyped-def]
     if grad_ptr is not None:
         large, small = 1.0 / (1.0 + e), e / (1.0 + e)
         grad = (1.0 - y) * tl.where(x < 0, small, large) - weight * tl.where(x < 0, large, small)
-        tl.store(grad_ptr + at, tl.where(counts, grad * kept, 0.0).to(grad_ptr.dtype.element_ty), mask=inside)
+        tl.store(grad_ptr + at, tl.where(counts, grad * factor, 0.0), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _scale_gradient_kernel(  # type: ignore[no-untyped-def]
-    grad_ptr, upstream_ptr, out_ptr, factor, n, SCALAR: tl.constexpr, BLOCK: tl.constexpr
+    grad_ptr, upstream_ptr, out_ptr, n, SCALAR: tl.constexpr, BLOCK: tl.constexpr
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
     upstream = tl.load(upstream_ptr) if SCALAR else tl.load(upstream_ptr + at, mask=inside)
-    grad = tl.load(grad_ptr + at, mask=inside).to(tl.float32) * (upstream * factor)
+    grad = tl.load(grad_ptr + at, mask=inside) * upstream
     tl.store(out_ptr + at, grad.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -136,7 +143,6 @@ def _forward(
         plain = _forward_plain if logits.dtype == torch.float64 or not logits.numel() else _forward_cpu
         return plain(logits, targets, pos_weight, sample_mask, label_smoothing, reduction, with_grad)
     loss, grad = room_for_results(logits, SIGMOID_BCE, reduction, with_grad)
-    factor = 1 / logits.numel() if reduction == "mean" else 1.0
     with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
         _sigmoid_bce_fwd_kernel[(triton.cdiv(logits.numel(), SIGMOID_BCE.blocks["BLOCK"]),)](
             logits,
@@ -146,8 +152,7 @@ def _forward(
             loss,
             grad if with_grad else None,
             label_smoothing,
-            factor,
-            kept_factor(logits, reduction),
+            factor(logits, reduction),
             logits.numel(),
             logits.shape[1],
             REDUCED=reduction != "none",
@@ -161,12 +166,23 @@ def as_bytes(x: Tensor) -> Tensor:
     return x.view(torch.uint8) if x.dtype == torch.bool else x
 
 
+def soft(targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Targets as numbers; any byte but 0 is a positive."""
+    return (targets if targets.is_floating_point() else targets != 0).to(dtype)
+
+
 def room_for_results(logits: Tensor, launch: Launch, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:
     """Room for what a loss kernel writes: a sum a program or [N, L], and the gradient, empty where not wanted."""
     programs = triton.cdiv(logits.numel(), launch.blocks["BLOCK"])
     shape = logits.shape if reduction == "none" else (programs,)
     loss = torch.empty(shape, dtype=torch.float32, device=logits.device)
-    return loss, torch.empty_like(logits) if with_grad else logits.new_empty(0)
+    grad = torch.empty(logits.shape, dtype=torch.float32, device=logits.device) if with_grad else loss.new_empty(0)
+    return loss, grad
+
+
+def factor(logits: Tensor, reduction: str) -> float:
+    """Of a sum and of gradients, for the reduction."""
+    return 1 / max(logits.numel(), 1) if reduction == "mean" else 1.0
 
 
 def finished(loss: Tensor, reduction: str) -> Tensor:
@@ -190,25 +206,12 @@ def _forward_cpu(
     x = logits.float()
     y = targets.float() if targets.is_floating_point() else as_bytes(targets)
     weight = x.new_ones(x.shape[1]) if pos_weight is None else pos_weight.float()
-    mask = x.new_empty(0, dtype=torch.uint8) if sample_mask is None else as_bytes(sample_mask)
-    nothing = x.new_empty(0, x.shape[1])
-    loss = torch.empty_like(x) if reduction == "none" else nothing
-    grad = torch.empty_like(x) if with_grad else nothing
-    total = bce_cpu.loss_and_gradient(
-        x.numpy(),
-        y.numpy(),
-        weight.numpy(),
-        mask.numpy(),
-        label_smoothing,
-        kept_factor(logits, reduction),
-        loss.numpy(),
-        grad.numpy(),
-        torch.get_num_threads(),
-    )
-    if reduction != "none":
-        loss = x.new_tensor(total)
-        loss = loss / x.numel() if reduction == "mean" else loss
-    return loss, grad.to(logits.dtype) if with_grad else logits.new_empty(0)
+    mask = None if sample_mask is None else as_bytes(sample_mask)
+    loss = torch.empty_like(x) if reduction == "none" else None
+    grad = torch.empty_like(x) if with_grad else None
+    by = factor(logits, reduction)
+    total = bce_cpu.loss_and_gradient(x, y, weight, mask, label_smoothing, by, loss, grad)
+    return x.new_tensor(total * by) if loss is None else loss, x.new_empty(0) if grad is None else grad
 
 
 def _forward_plain(
@@ -221,38 +224,32 @@ def _forward_plain(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    y = torch.lerp(targets.to(x.dtype), x.new_tensor(0.5), label_smoothing)
+    y = torch.lerp(soft(targets, x.dtype), x.new_tensor(0.5), label_smoothing)
     positive = y if pos_weight is None else y * pos_weight
     kept = x.new_ones(len(x), 1, dtype=torch.bool) if sample_mask is None else sample_mask.bool()[:, None]
     loss = (1 - y) * softplus(x, threshold=40) + positive * softplus(-x, threshold=40)
     loss = torch.where(kept, loss, 0)
     loss = loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
     if not with_grad:
-        return loss, logits.new_empty(0)
+        return loss, x.new_empty(0)
     grad = torch.where(kept, (1 - y) * torch.sigmoid(x) - positive * torch.sigmoid(-x), 0)
-    return loss, (grad * kept_factor(logits, reduction)).to(logits.dtype)
-
-
-def kept_factor(logits: Tensor, reduction: str) -> float:
-    """What the kept gradient is multiplied by already: 1/n of a mean, unless half precision would lose digits by it."""
-    return 1 / max(logits.numel(), 1) if reduction == "mean" and logits.dtype.itemsize >= 4 else 1.0
+    return loss, grad * factor(logits, reduction)
 
 
 @torch.library.custom_op("manylabel::scale_gradient", mutates_args=())
-def scale_gradient(grad: Tensor, upstream: Tensor, logits: Tensor, factor: float) -> Tensor:
-    """The kept gradient times that from upstream and a factor.
+def scale_gradient(grad: Tensor, upstream: Tensor, logits: Tensor) -> Tensor:
+    """The kept gradient times that from upstream, in the dtype of the logits.
 
-    With the logits, which are not read, a second derivative is known to be wanted, and refused.
+    Their values are not read; but with them a second derivative is known to be wanted, and refused.
     """
     n = grad.numel()
     if not takes_triton(grad):
-        # In the dtype of the loss: torch would round a scalar to the dtype of the matrix that it multiplies.
-        return (grad.to(upstream.dtype) * (upstream * factor)).to(grad.dtype)
-    out = torch.empty_like(grad)
+        return (grad * upstream).to(logits.dtype)
+    out = torch.empty_like(logits)
     upstream = upstream.contiguous()
     grid, scalar = (triton.cdiv(n, SIGMOID_BCE.blocks["BLOCK"]),), not upstream.dim()
     with torch.cuda.device_of(grad):  # type: ignore[no-untyped-call]
-        _scale_gradient_kernel[grid](grad, upstream, out, factor, n, SCALAR=scalar, **SIGMOID_BCE.options)
+        _scale_gradient_kernel[grid](grad, upstream, out, n, SCALAR=scalar, **SIGMOID_BCE.options)
     return out
 
 
@@ -265,18 +262,18 @@ def fake_loss(logits: Tensor, reduction: str, with_grad: bool) -> tuple[Tensor, 
     """Loss and gradient in shape and dtype only."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     loss = logits.new_empty(logits.shape if reduction == "none" else (), dtype=dtype)
-    return loss, torch.empty_like(logits) if with_grad else logits.new_empty(0)
+    return loss, torch.empty_like(logits, dtype=dtype) if with_grad else logits.new_empty(0, dtype=dtype)
 
 
 @scale_gradient.register_fake
-def _(grad: Tensor, upstream: Tensor, logits: Tensor, factor: float) -> Tensor:
-    return torch.empty_like(grad)
+def _(grad: Tensor, upstream: Tensor, logits: Tensor) -> Tensor:
+    return torch.empty_like(logits)
 
 
 def loss_passes(logits: Tensor, launch: Launch, with_grad: bool, reduction: str, *inputs: Tensor | None) -> list[Pass]:
     """What a loss launches: itself, and a sum of its programs' sums where there are several."""
     programs = triton.cdiv(logits.numel(), launch.blocks["BLOCK"])
-    written = 4 * (logits.numel() if reduction == "none" else programs) + (size(logits) if with_grad else 0)
+    written = 4 * (logits.numel() if reduction == "none" else programs) + (4 * logits.numel() if with_grad else 0)
     first = Pass(size(logits, *inputs), written)
     return [first] if reduction == "none" or programs == 1 else [first, Pass(4 * programs, 4, library=True)]
 
@@ -295,18 +292,15 @@ def _(
 
 
 @declares("scale_gradient")
-def _(grad: Tensor, upstream: Tensor, logits: Tensor, factor: float) -> list[Pass]:
-    return [Pass(size(grad, upstream), size(grad))]
+def _(grad: Tensor, upstream: Tensor, logits: Tensor) -> list[Pass]:
+    return [Pass(size(grad, upstream), size(logits))]
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    """Keeps the gradient that the forward pass made; the inputs end with reduction and with_grad."""
+    """Keeps the gradient that the forward pass made."""
     ctx.save_for_backward(inputs[0], output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    logits, reduction = inputs[0], inputs[-2]
-    n = max(logits.numel(), 1)
-    ctx.factor = 1 / n if reduction == "mean" and kept_factor(logits, reduction) == 1 else 1.0
     ctx.others = len(inputs) - 1
 
 
@@ -315,16 +309,28 @@ def gradients(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None
     logits, grad = ctx.saved_tensors
     if upstream is None:
         scaled = None
-    elif ctx.factor == 1 and not torch.is_grad_enabled() and not takes_triton(grad) and _is_one(upstream):
+    elif grad.dtype == logits.dtype and _is_given_away(upstream):
         scaled = grad
     else:
-        scaled = scale_gradient(grad, upstream, logits, ctx.factor)
+        scaled = scale_gradient(grad, upstream, logits)
     return scaled, *[None] * ctx.others
 
 
-def _is_one(upstream: Tensor) -> bool:
-    """Whether this is the 1 of a plain backward(): not while the operation is traced, where nothing has a value."""
-    return type(upstream) is Tensor and not upstream.dim() and upstream.item() == 1
+def _is_given_away(upstream: Tensor) -> bool:
+    """Whether the kept gradient is the result: by the 1 of a plain backward() on the CPU, whose graph is then gone.
+
+    Who receives it may change it. Not while the operation is traced or batched, where nothing has a value.
+    """
+    if type(upstream) is not Tensor or upstream.dim() or upstream.device.type != "cpu" or takes_triton(upstream):
+        return False
+    if (
+        watched()
+        or is_batched(upstream)
+        or torch.is_grad_enabled()
+        or torch._C._autograd._get_current_graph_task_keep_graph()
+    ):
+        return False
+    return upstream.item() == 1
 
 
 _forward.register_autograd(gradients, setup_context=setup_context)
@@ -337,14 +343,16 @@ def check_loss(logits: Tensor, targets: Tensor, reduction: str, sample_mask: Ten
         raise ValueError(f"logits has shape {tuple(logits.shape)}; it takes two dimensions, [N, L]")
     if not logits.is_contiguous():
         raise ValueError(f"logits has strides {logits.stride()}; it takes contiguous memory")
+    check_tensor("targets", targets)
     if targets.dtype not in (torch.bool, torch.uint8, torch.float64, *FLOATS):
         raise ValueError(f"targets is {targets.dtype}; it takes bool, uint8 and the float dtypes")
     check_constant("targets", targets, logits.shape, "logits", logits)
     if sample_mask is not None:
+        check_tensor("sample_mask", sample_mask)
         if sample_mask.dtype not in (torch.bool, torch.uint8):
             raise ValueError(f"sample_mask is {sample_mask.dtype}; it takes bool and uint8")
         check_constant("sample_mask", sample_mask, logits.shape[:1], "logits", logits)
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; it takes {', '.join(REDUCTIONS[:2])} or {REDUCTIONS[2]}")
 
 
@@ -360,8 +368,8 @@ def sigmoid_bce(
 
     Args:
         logits: [N, L] contiguous, float32, float16 or bfloat16, on the CPU float64 too.
-        targets: [N, L] contiguous on the same device, bool, uint8 or any float dtype. Values between 0 and 1
-            are soft targets; the range is not checked.
+        targets: [N, L] contiguous on the same device, bool, uint8 or any float dtype. Floats between 0 and 1
+            are soft targets, whose range is not checked; any byte but 0 is a positive.
         pos_weight: [L] contiguous on the same device, any float dtype; None weighs every positive 1.
         reduction: "mean" over all N·L, or over those of the samples that count, "sum", or "none".
         label_smoothing: in [0, 1]; takes each target that share of the way to 1/2.
@@ -383,6 +391,7 @@ def sigmoid_bce(
     """
     check_loss(logits, targets, reduction, sample_mask)
     if pos_weight is not None:
+        check_tensor("pos_weight", pos_weight)
         if pos_weight.dtype not in (*FLOATS, torch.float64):
             raise ValueError(f"pos_weight is {pos_weight.dtype}; it takes the float dtypes")
         check_constant("pos_weight", pos_weight, logits.shape[1:], "logits", logits)

@@ -4,17 +4,15 @@ The formulas are those of kernels.bce. exp and log1p are polynomials, as a call 
 not vectorise.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any
-
 import numpy as np
-from numba import njit
-from numpy.typing import NDArray
+import torch
+from numba import carray, njit
+from torch import Tensor
+
+from kernels.threads import OPTIONS, Parallel, address, bits, next_part
 
 _BLOCK = 2048  # elements worked on at once
-_WORTH_A_THREAD = 65_536  # elements, a tenth of a millisecond: several times what handing them over costs
+_PART = 1 << 16  # elements a part: a tenth of a millisecond, several times what handing it over costs
 
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)
@@ -61,11 +59,13 @@ def _sum(values):  # type: ignore[no-untyped-def]
 
 
 @njit(error_model="numpy", fastmath={"contract"})
-def _block(x, y, weight, smoothing, kept, loss, grad):  # type: ignore[no-untyped-def]
+def _block(x, y, highest, weight, smoothing, factor, loss, grad):  # type: ignore[no-untyped-def]
     one, zero, half = np.float32(1.0), np.float32(0.0), np.float32(0.5)
     for j in range(x.size):
         v = x[j]
-        t = np.float32(y[j]) * (one - smoothing) + half * smoothing
+        t = np.float32(y[j])
+        t = highest if t > highest else t
+        t = t * (one - smoothing) + half * smoothing
         w = t * weight[j]
         e = _exp_of_negative(-abs(v))
         log1p_e = _log1p(e)
@@ -76,94 +76,95 @@ def _block(x, y, weight, smoothing, kept, loss, grad):  # type: ignore[no-untype
         small = e * large
         p = small if v < zero else large
         q = large if v < zero else small
-        grad[j] = ((one - t) * p - w * q) * kept
+        grad[j] = ((one - t) * p - w * q) * factor
 
 
-def _compiled(function: Any) -> Any:
-    """Compiled on the first call. Kept on disk, unless there is no place that may be written to."""
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:
-        return njit(**options)(function)
-
-
-@_compiled
-def _rows(x, y, weight, mask, smoothing, kept, loss, grad):  # type: ignore[no-untyped-def]
-    rows, labels = x.shape
+@njit(**OPTIONS)
+def _rows(x, y, weight, mask, smoothing, factor, loss, grad):  # type: ignore[no-untyped-def]
+    """Losses and gradients of some rows; the sum of the losses. Without mask, losses or gradients these are empty."""
+    labels = weight.size
+    rows = x.size // labels
     # Whole rows at once, as flat memory: enough of them that what a call costs does not show.
-    at_once = max(1, min(rows, _BLOCK // max(1, labels)))
-    weights = np.empty((at_once, labels), np.float32)
-    weights[:] = weight
-    spare = np.empty((2, at_once, labels), np.float32)
+    at_once = max(1, min(rows, _BLOCK // labels))
+    weights = np.empty(at_once * labels, np.float32)
+    for row in range(at_once):
+        weights[row * labels : (row + 1) * labels] = weight
+    # Any byte but 0 is a positive, as a boolean's may be.
+    highest = np.float32(1.0 if y.itemsize == 1 else np.inf)
+    spare = np.empty((2, at_once * labels), np.float32)
     total = 0.0
     for first in range(0, rows, at_once):
         last = min(rows, first + at_once)
-        n = last - first
-        losses = loss[first:last] if loss.size else spare[0, :n]
-        grads = grad[first:last] if grad.size else spare[1, :n]
-        _block(
-            x[first:last].ravel(),
-            y[first:last].ravel(),
-            weights[:n].ravel(),
-            smoothing,
-            kept,
-            losses.ravel(),
-            grads.ravel(),
-        )
+        here, n = slice(first * labels, last * labels), (last - first) * labels
+        losses = loss[here] if loss.size else spare[0, :n]
+        grads = grad[here] if grad.size else spare[1, :n]
+        _block(x[here], y[here], highest, weights[:n], smoothing, factor, losses, grads)
         if mask.size:
-            for row in range(n):
-                if not mask[first + row]:
-                    losses[row] = 0
-                    grads[row] = 0
-        total += _sum(losses.ravel())
+            for row in range(first, last):
+                if not mask[row]:
+                    own = slice((row - first) * labels, (row - first + 1) * labels)
+                    losses[own] = np.float32(0.0)
+                    grads[own] = np.float32(0.0)
+        total += _sum(losses)
     return total
 
 
+@njit(**OPTIONS)
+def _parts(block, d, y):  # type: ignore[no-untyped-def]
+    parts, rows, labels = d[1], d[5], d[6]
+    n = rows * labels
+    x, weight = carray(address(d[8]), (n,), np.float32), carray(address(d[10]), (labels,), np.float32)
+    mask = carray(address(d[11]), (rows if d[11] else 0,), np.uint8)
+    loss = carray(address(d[12]), (n if d[12] else 0,), np.float32)
+    grad = carray(address(d[13]), (n if d[13] else 0,), np.float32)
+    totals = carray(address(d[14]), (parts,), np.float64)
+    smoothing = np.float32(np.int64(d[15]).view(np.float64))
+    factor = np.float32(np.int64(d[16]).view(np.float64))
+    while True:
+        part = next_part(block)
+        if part >= parts:
+            break
+        first, last = rows * part // parts, rows * (part + 1) // parts
+        here = slice(first * labels, last * labels)
+        totals[part] = _rows(x[here], y[here], weight, mask[first:last], smoothing, factor, loss[here], grad[here])
+
+
+@Parallel
+def _loss(block):  # type: ignore[no-untyped-def]
+    d = carray(block, (17,))
+    n = d[5] * d[6]
+    if d[7] == 1:
+        _parts(block, d, carray(address(d[9]), (n,), np.uint8))
+    else:
+        _parts(block, d, carray(address(d[9]), (n,), np.float32))
+
+
 def loss_and_gradient(
-    x: NDArray[np.float32],
-    y: NDArray[np.uint8] | NDArray[np.float32],
-    weight: NDArray[np.float32],
-    mask: NDArray[np.uint8],
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
     smoothing: float,
-    kept: float,
-    loss: NDArray[np.float32],
-    grad: NDArray[np.float32],
-    threads: int,
+    factor: float,
+    loss: Tensor | None,
+    grad: Tensor | None,
 ) -> float:
-    """Loss and gradient, on several cores where there is enough to do.
+    """The sum of the losses; losses [N, L] and gradients [N, L] are written where there is room for them.
 
     Args:
-        x, y: logits and targets [N, L].
-        weight: of positives [L].
-        mask: [N], 0 where a sample is left out; empty where all count.
+        x: logits [N, L], not empty, float32, contiguous as all that follow.
+        y: targets [N, L], uint8 or float32.
+        weight: of positives [L], float32.
+        mask: [N], uint8, 0 where a sample is left out.
         smoothing: of labels.
-        kept: what the gradient is multiplied by.
-        loss: [N, L], written; empty [0, L] where the sum is enough.
-        grad: [N, L], written; empty [0, L] where none is wanted.
-        threads: at most.
-
-    Returns:
-        The sum of the losses.
+        factor: what the gradients are multiplied by.
+        loss, grad: float32.
     """
-    factors = np.float32(smoothing), np.float32(kept)
-    parts = max(1, min(threads, x.size // _WORTH_A_THREAD))
-    if parts == 1:
-        return float(_rows(x, y, weight, mask, *factors, loss, grad))
-    edges = [len(x) * i // parts for i in range(parts + 1)]
-
-    def part(first: int, last: int) -> float:
-        own = slice(first, last)
-        return float(_rows(x[own], y[own], weight, mask[own], *factors, loss[own], grad[own]))
-
-    others = _pool(threads).map(part, edges[1:-1], edges[2:])
-    return part(edges[0], edges[1]) + sum(others)
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="sigmoid_bce")
-
-
-# A forked process would have the pool without its threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+    rows, labels = x.shape
+    # The machine has no say in it, so the same input gives the same bits.
+    parts = max(1, min(rows, x.numel() // _PART))
+    totals = torch.empty(parts, dtype=torch.float64)
+    pointers = (0 if t is None else t.data_ptr() for t in (x, y, weight, mask, loss, grad, totals))
+    _loss(parts, rows, labels, y.itemsize, *pointers, bits(smoothing), bits(factor))
+    total: float = sum(totals.tolist())
+    return total

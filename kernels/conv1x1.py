@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import conv1x1_cpu
-from kernels.arguments import check_channels_last, check_floats, check_number, row_pitch
+from kernels.arguments import check_channels_last, check_flag, check_floats, check_number, check_tensor, row_pitch
 from kernels.bfloat16 import PASSED, cpu_has_bfloat16
 from kernels.launch import INTERPRETED, takes_triton
 from kernels.maps import channels_last, empty_map
@@ -125,7 +125,8 @@ def _conv1x1_residual_bwd_kernel(  # type: ignore[no-untyped-def]
 
 def rows(x: Tensor) -> Tensor:
     """[N, C, H, W] as its pixels, [N·H·W, C]: a view of channels-last memory, a copy of any other."""
-    return x.permute(0, 2, 3, 1).flatten(0, 2)
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(n * h * w, c)
 
 
 def map_like(pixels: Tensor, x: Tensor) -> Tensor:
@@ -356,6 +357,7 @@ forward.register_autograd(_gradients, setup_context=_setup_context)
 def _check(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     check_floats("x", x)
     check_channels_last("x", x)
+    check_tensor("branch", branch)
     check_channels_last("branch", branch)
     (n, c, h, w), k = x.shape, branch.shape[1]
     _check_operand("branch", branch, [(n, k, h, w)], x.dtype, x)
@@ -370,6 +372,7 @@ def _check(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None) -> No
 
 def _check_operand(name: str, value: Tensor, shapes: list[tuple[int, ...]], dtype: torch.dtype, x: Tensor) -> None:
     """Of one of these shapes, of this dtype or that of x, and on the device of x."""
+    check_tensor(name, value)
     if tuple(value.shape) not in shapes:
         takes = " or ".join(map(str, shapes))
         raise ValueError(f"{name} has shape {tuple(value.shape)}; for x of {tuple(x.shape)} it takes {takes}")
@@ -409,5 +412,6 @@ def conv1x1_residual_relu(
     """
     _check(x, branch, weight, bias)
     check_number("scale", scale, low=0)
+    check_flag("relu", relu)
     y: Tensor = forward(x, branch, weight.flatten(1).to(x.dtype), bias, scale, relu)
     return y

@@ -26,7 +26,7 @@ def past_dispatcher(operator: Callable[..., Result]) -> Callable[..., Result]:
     function: Callable[..., Result] = operator._init_fn  # type: ignore[attr-defined]
 
     def call(*arguments: Any) -> Result:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or _watched():
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or watched():
             return operator(*arguments)
         first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
         return (function if type(first) in (Tensor, torch.nn.Parameter) else operator)(*arguments)
@@ -34,6 +34,11 @@ def past_dispatcher(operator: Callable[..., Result]) -> Callable[..., Result]:
     return call
 
 
-def _watched() -> bool:
+def is_batched(grad: Tensor) -> bool:
+    """Whether it stands for several gradients, as is_grads_batched of torch.autograd.grad makes them."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
+def watched() -> bool:
     """Whether a mode, as those that trace and count, or a function transform wants to see each operation."""
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None

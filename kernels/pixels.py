@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.arguments import FLOATS, check_number
+from kernels.arguments import FLOATS, check_list, check_number, check_tensor
 from kernels.launch import takes_triton
 from kernels.traffic import Pass, declares, size
 from kernels.tuning import NORMALIZE
@@ -90,6 +90,7 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype
     Raises:
         ValueError: names the argument that does not fit, what it is and what it takes.
     """
+    check_tensor("pixels", pixels)
     if pixels.device.type not in ("cpu", "cuda", "meta"):
         raise ValueError(f"pixels is on {pixels.device}; it takes cpu and cuda")
     if pixels.dtype != torch.uint8:
@@ -99,6 +100,7 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype
     if not pixels.is_contiguous():
         raise ValueError(f"pixels has strides {pixels.stride()}; it takes contiguous memory")
     for name, values in (("mean", mean), ("std", std)):
+        check_list(name, values)
         if len(values) != 3:
             raise ValueError(f"{name} has {len(values)} numbers; it takes three, one a channel")
         for value in values:

@@ -201,6 +201,8 @@ def max_pool(x: Tensor) -> Tensor:
     """
     check_floats("x", x)
     check_channels_last("x", x)
+    if not x.shape[1]:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it takes one channel or more")
     if min(x.shape[2:]) < 3:
         raise ValueError(f"x has shape {tuple(x.shape)}; H and W must be 3 or more")
     if not takes_triton(x):

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.arguments import check_dense, check_floats, check_like, check_number, same_layout
+from kernels.arguments import check_dense, check_flag, check_floats, check_like, check_number, same_layout
 from kernels.launch import takes_triton
 from kernels.traffic import Pass, declares, size
 from kernels.tuning import RESIDUAL_ADD_RELU
@@ -145,5 +145,6 @@ def residual_add_relu(x: Tensor, branch: Tensor, scale: float, relu: bool = True
     check_dense("x", x)
     check_like("branch", branch, "x", x)
     check_number("scale", scale, low=0)
+    check_flag("relu", relu)
     y: Tensor = _forward(x, branch, scale, relu)
     return y

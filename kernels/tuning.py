@@ -64,23 +64,23 @@ CONV1X1_SHALLOW = Launch(
     4,
     3,
     "block A, bound by memory: a depth of 96 is three steps of 32, all in flight at once; three programs of 37 kB and "
-    "at most 168 registers share a multiprocessor, one loading while another multiplies; 1370 programs, 10 for each "
-    "of 132",
+    "at most 168 registers on sm_90 share a multiprocessor, one loading while another multiplies (elsewhere the mask "
+    "takes up to 192, and two do); 1370 programs, 10 for each of 132",
 )
 CONV1X1_DEEP = Launch(
     {"BLOCK_ROWS": 64, "BLOCK_CHANNELS": 128, "BLOCK_DEPTH": 64},
     4,
     3,
     "blocks B and C, depths of 256 and 384: steps of 64 fill the 128 bytes of a shared-memory row, 74 kB in three "
-    "stages, three programs a multiprocessor; 128 channels a tile give wgmma its full rate; 1134 and 448 programs, "
-    "8.6 and 3.4 for each of 132, where tiles of 128 x 128 take too many registers for two at once",
+    "stages, three programs a multiprocessor on sm_90, as there; 128 channels a tile give wgmma its full rate; 1134 "
+    "and 448 programs, 8.6 and 3.4 for each of 132, where tiles of 128 x 128 take too many registers for two at once",
 )
 CONV1X1_FLOAT32 = Launch(
     {"BLOCK_ROWS": 64, "BLOCK_CHANNELS": 128, "BLOCK_DEPTH": 16},
     8,
     3,
     "bound by its multiplications, 32 sums a thread: steps of 16 keep two programs of 8 warps a multiprocessor at 128 "
-    "registers; 25 kB of shared memory, 37 kB for TF32",
+    "registers, one on sm_100 where TF32 with a mask takes 148; 25 kB of shared memory, 37 kB for TF32",
 )
 CONV1X1_MASK = Launch(
     {"BLOCK_ROWS": 64, "BLOCK_CHANNELS": 64},

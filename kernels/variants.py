@@ -1,4 +1,8 @@
-"""Every kernel as the network launches it: 320×320 pictures, batch 32, width 1, 20 labels."""
+"""Every kernel at the network's own shapes: 320×320 pictures, batch 32, width 1, 20 labels.
+
+Most are what a training step launches; the rest are forms that it has no use for, as residual_add_relu, whose place
+conv1x1_residual_relu takes, or a residual connection beside batch norm.
+"""
 
 from typing import Any
 
@@ -19,7 +23,6 @@ from kernels.tuning import (
     NORMALIZE,
     RESIDUAL_ADD_RELU,
     SIGMOID_BCE,
-    Launch,
 )
 
 _BLOCK_A, _LOGITS = 32 * 256 * 37 * 37, 32 * 20
@@ -28,7 +31,7 @@ _RESIDUAL = [
     Variant(
         name=f"residual_add{'_relu' if relu else ''}",
         kernel=residual._residual_add_relu_fwd_kernel,
-        arguments={"x_ptr": "*T", "branch_ptr": "*T", "y_ptr": "*T", "scale": "fp32", "n": "i64"},
+        arguments={"x_ptr": "*T", "branch_ptr": "*T", "y_ptr": "*T", "scale": "fp32", "n": "i32"},
         constants={"RELU": relu},
         launch=RESIDUAL_ADD_RELU,
         shape="32×256×37×37",
@@ -40,7 +43,7 @@ _RESIDUAL = [
         name="residual_add_relu backward",
         kernel=residual._residual_add_relu_bwd_kernel,
         arguments={"grad_ptr": "*T", "y_ptr": "*T", "grad_x_ptr": "*T", "grad_branch_ptr": "*T"}
-        | {"scale": "fp32", "n": "i64"},
+        | {"scale": "fp32", "n": "i32"},
         constants={},
         launch=RESIDUAL_ADD_RELU,
         shape="32×256×37×37",
@@ -48,8 +51,7 @@ _RESIDUAL = [
     ),
 ]
 
-_LOSS = {"x_ptr": "*T", "loss_ptr": "*fp32", "grad_ptr": "*T", "n": "i64", "labels": "i32"}
-_LOSS |= dict.fromkeys(("factor", "kept"), "fp32")
+_LOSS = {"x_ptr": "*T", "loss_ptr": "*fp32", "grad_ptr": "*fp32", "factor": "fp32", "n": "i32", "labels": "i32"}
 
 _LOSSES = [
     Variant(
@@ -59,7 +61,7 @@ _LOSSES = [
         constants={"w_ptr": None, "mask_ptr": None, "REDUCED": True},
         launch=SIGMOID_BCE,
         shape="32×20, bool targets",
-        bytes=lambda item: _LOGITS * (2 * item + 1),
+        bytes=lambda item: _LOGITS * (item + 4 + 1),
         unaligned=frozenset({"labels"}),
     ),
     Variant(
@@ -69,7 +71,7 @@ _LOSSES = [
         constants={"REDUCED": False},
         launch=SIGMOID_BCE,
         shape="32×20",
-        bytes=lambda item: _LOGITS * (2 * item + 8),
+        bytes=lambda item: _LOGITS * (item + 4 + 4 + 4),
         unaligned=frozenset({"labels"}),
     ),
     Variant(
@@ -81,17 +83,17 @@ _LOSSES = [
         load=64,
         store=64,
         shape="32×20, bool targets",
-        bytes=lambda item: _LOGITS * (2 * item + 1),
+        bytes=lambda item: _LOGITS * (item + 4 + 1),
         unaligned=frozenset({"labels"}),
     ),
     Variant(
         name="loss backward",
         kernel=bce._scale_gradient_kernel,
-        arguments={"grad_ptr": "*T", "upstream_ptr": "*fp32", "out_ptr": "*T", "factor": "fp32", "n": "i64"},
+        arguments={"grad_ptr": "*fp32", "upstream_ptr": "*fp32", "out_ptr": "*T", "n": "i32"},
         constants={"SCALAR": True},
         launch=SIGMOID_BCE,
         shape="32×20",
-        bytes=lambda item: _LOGITS * 2 * item,
+        bytes=lambda item: _LOGITS * (4 + item),
     ),
 ]
 
@@ -99,7 +101,7 @@ _NORMALIZE = [
     Variant(
         name="normalize",
         kernel=pixels._normalize_kernel,
-        arguments={"pixels_ptr": "*u8", "out_ptr": "*T", "n": "i64"}
+        arguments={"pixels_ptr": "*u8", "out_ptr": "*T", "n": "i32"}
         | {f"{name}_{i}": "fp32" for name in ("mean", "by") for i in range(3)},
         constants={},
         launch=NORMALIZE,
@@ -108,36 +110,40 @@ _NORMALIZE = [
     )
 ]
 
-_SIZES = {"rows": "i64", "rows_each": "i32", "total": "i32", "eps": "fp32", "scale": "fp32"}
+_SIZES = {"rows": "i32", "rows_each": "i32", "total": "i32", "eps": "fp32", "scale": "fp32"}
 _PASSES = {"y_pitch": "i32", "residual_pitch": "i32", "part_ptr": "*fp32", "sums_ptr": "*fp32"}
 
 
-def _batch_norm(maps: int, channels: int, size: int, launch: Launch) -> list[Variant]:
-    """The kernels over maps side by side; the mask comes from x, as without a residual, but where there is one."""
-    shape, n = f"32×{channels}×{size}×{size}", 32 * size * size * channels * maps
-    shape = shape if maps == 1 else f"{maps} of {shape}"
+def _batch_norm(widths: tuple[int, ...], size: int) -> list[Variant]:
+    """The kernels over maps side by side; the mask comes from x, as without a residual, but where there is one.
+
+    What is compiled anew for TILES differs in a division alone.
+    """
+    maps, n = len(widths), 32 * size * size * sum(widths)
+    channels = " + ".join(map(str, widths))
+    launch = BATCH_NORM_NARROW if max(widths) <= BATCH_NORM_NARROW.blocks["BLOCK_CHANNELS"] else BATCH_NORM
+    tiles = triton.cdiv(max(widths), launch.blocks["BLOCK_CHANNELS"])
     of_each = (
         {f"{name}_ptrs": ("*T",) * maps for name in ("x", "y", "grad", "grad_x")}
         | {f"{name}_ptrs": ("*fp32",) * maps for name in ("weight", "bias", "mean", "spread")}
         | {f"{name}_pitches": ("i32",) * maps for name in ("x", "y", "grad", "grad_x")}
         | {name: ("i32",) * maps for name in ("widths", "offsets")}
     )
-    constants = {"FROM_VARIANCE": False, "RELU": True, "TILES": triton.cdiv(channels, launch.blocks["BLOCK_CHANNELS"])}
+    constants = {"FROM_VARIANCE": False, "RELU": True, "TILES": tiles}
     none = {"y_ptr": None, "residual_ptr": None, "grad_residual_ptr": None}
 
     def variant(name: str, kernel: Any, passes: int, store: int, **residual: str) -> Variant:
         names = kernel.arg_names
         given = {k: v for k, v in (of_each | _SIZES | _PASSES | residual).items() if k in names}
         return Variant(
-            name=f"batch_norm {name}, {'' if maps == 1 else f'{maps} x '}{channels} channels",
+            name=f"batch_norm {name}, {channels} channels",
             kernel=kernel,
             arguments=given,
             constants={k: v for k, v in (none | constants).items() if k in names and k not in given},
             launch=launch,
-            shape=shape,
+            shape=f"32×({channels})×{size}×{size}" if maps > 1 else f"32×{channels}×{size}×{size}",
             bytes=lambda item: passes * n * item,
             store=store,
-            unaligned=frozenset({"rows_each"}),
         )
 
     variants = [
@@ -155,36 +161,49 @@ def _batch_norm(maps: int, channels: int, size: int, launch: Launch) -> list[Var
     ]
 
 
+def _combine(chunks: int, total: int) -> list[Variant]:
+    """What joins the sums of so many programs, for so many channels of all maps."""
+    shape, unaligned = f"{chunks} parts of {total}", frozenset({"chunks"} if chunks % 16 else ())
+    constants = {"CHUNKS": triton.next_power_of_2(chunks)}
+    sizes = {"chunks": "i32"} | {k: v for k, v in _SIZES.items() if k != "scale"}
+    return [
+        Variant(
+            name=f"batch_norm combine statistics, {chunks} parts",
+            kernel=batch_norm_triton._combine_statistics_kernel,
+            arguments={"part_ptr": "*fp32", "statistics_ptr": "*fp32"} | sizes,
+            constants=constants,
+            launch=BATCH_NORM_COMBINE,
+            shape=shape,
+            bytes=lambda item: 4 * total * (2 * chunks + 3),
+            store=32,
+            dtypes=("fp32",),
+            unaligned=unaligned,
+        ),
+        Variant(
+            name=f"batch_norm combine sums, {chunks} parts",
+            kernel=batch_norm_triton._combine_sums_kernel,
+            arguments={"part_ptr": "*fp32", "sums_ptr": "*fp32", "columns": "i32", "chunks": "i32", "scale": "fp32"},
+            constants=constants,
+            launch=BATCH_NORM_COMBINE,
+            shape=shape,
+            bytes=lambda item: 4 * 2 * total * (chunks + 1),
+            store=32,
+            dtypes=("fp32",),
+            unaligned=unaligned,
+        ),
+    ]
+
+
 _BATCH_NORM = [
-    *_batch_norm(1, 32, 37, BATCH_NORM_NARROW),
-    *_batch_norm(3, 32, 37, BATCH_NORM_NARROW),
-    *_batch_norm(1, 192, 37, BATCH_NORM),
-    *_batch_norm(2, 128, 18, BATCH_NORM),
-    Variant(
-        name="batch_norm combine statistics",
-        kernel=batch_norm_triton._combine_statistics_kernel,
-        arguments={"part_ptr": "*fp32", "statistics_ptr": "*fp32", "chunks": "i32"}
-        | {k: v for k, v in _SIZES.items() if k != "scale"},
-        constants={"CHUNKS": 256},
-        launch=BATCH_NORM_COMBINE,
-        shape="170 parts of 192",
-        bytes=lambda item: 4 * 192 * (2 * 170 + 3),
-        store=32,
-        dtypes=("fp32",),
-        unaligned=frozenset({"chunks", "rows_each"}),
-    ),
-    Variant(
-        name="batch_norm combine sums",
-        kernel=batch_norm_triton._combine_sums_kernel,
-        arguments={"part_ptr": "*fp32", "sums_ptr": "*fp32", "columns": "i32", "chunks": "i32", "scale": "fp32"},
-        constants={"CHUNKS": 256},
-        launch=BATCH_NORM_COMBINE,
-        shape="170 parts of 384",
-        bytes=lambda item: 4 * 384 * (170 + 1),
-        store=32,
-        dtypes=("fp32",),
-        unaligned=frozenset({"chunks"}),
-    ),
+    variant
+    for widths, size in (((32,), 37), ((32,) * 2, 37), ((32,) * 3, 37), ((192,), 37), ((128,) * 2, 18))
+    for variant in _batch_norm(widths, size)
+]
+_BATCH_NORM += _batch_norm((384, 256, 256), 8)
+_BATCH_NORM += [
+    variant
+    for chunks, total in ((22, 896), (64, 384), (108, 256), (170, 192), (506, 32))
+    for variant in _combine(chunks, total)
 ]
 
 _POOL_SIZES = dict.fromkeys(("height", "width", "out_height", "out_width", "rows", "channels"), "i32")
@@ -198,7 +217,7 @@ _POOL = [
         launch=MAX_POOL,
         shape="32×64×157×157",
         bytes=lambda item: 32 * 64 * (157 * 157 * item + 78 * 78 * (item + 1)),
-        unaligned=frozenset(_POOL_SIZES) - {"channels"},
+        unaligned=frozenset(_POOL_SIZES) - {"rows", "channels"},
     )
     for name, kernel, pointers, pitch in (
         ("max_pool", pool._max_pool_fwd_kernel, ("x_ptr", "y_ptr"), "x_pitch"),
@@ -206,7 +225,7 @@ _POOL = [
     )
 ]
 
-# The last block of the network has no ReLU. Pixels, channels and depth by block.
+# Pixels, channels and depth by block. A block C without ReLU ends a network made from the published weights.
 _TAILS = {
     "A": (32 * 37 * 37, 256, 96, "37×37", CONV1X1_SHALLOW),
     "B": (32 * 18 * 18, 896, 256, "18×18", CONV1X1_DEEP),
@@ -219,20 +238,21 @@ _PRODUCT = {"x_pitch": "i32", "branch_pitch": "i32", "scale": "fp32"} | dict.fro
 )
 
 
-def _input_gradient(block: str, depth: int) -> Variant:
-    pixels, channels, _, size, _ = _TAILS[block]
+def _input_gradient(block: str, precision: str, dtypes: tuple[str, ...]) -> Variant:
+    pixels, channels, depth, size, launch = _TAILS[block]
+    single = dtypes == ("fp32",)
     return Variant(
-        name=f"conv1x1_input_gradient {block}",
+        name=f"conv1x1_input_gradient {block}{f' {precision}' if single else ''}",
         kernel=conv1x1._conv1x1_residual_fwd_kernel,
         arguments={"x_ptr": "*T", "branch_ptr": "*T", "weight_ptr": "*T", "y_ptr": "*T", "mask_ptr": "*T"}
         | {"sums_ptr": "*fp32", "mask_pitch": "i32", "depth_stride": "i32"}
         | _PRODUCT,
-        constants={"bias_ptr": None, "channel_stride": 1, "RELU": False, "PRECISION": "ieee", "WIDEN": False},
-        launch=CONV1X1_SHALLOW if depth <= 128 else CONV1X1_DEEP,
+        constants={"bias_ptr": None, "channel_stride": 1, "RELU": False, "PRECISION": precision, "WIDEN": False},
+        launch=CONV1X1_FLOAT32 if single else launch,
         shape=f"32×{channels}×{size}, depth {depth}",
         bytes=lambda item: item * (3 * pixels * channels + pixels * depth + channels * depth),
-        matrix=True,
-        dtypes=("fp16", "bf16"),
+        matrix=not single or precision == "tf32",
+        dtypes=dtypes,
     )
 
 
@@ -258,8 +278,9 @@ def _conv1x1(block: str, relu: bool, precision: str, dtypes: tuple[str, ...]) ->
 _CONV1X1 = [
     *(_conv1x1(block, True, "ieee", ("fp16", "bf16")) for block in _TAILS),
     _conv1x1("C", False, "ieee", ("fp16", "bf16")),
-    *(_input_gradient(block, depth) for block, depth in (("A", 96), ("B", 256), ("C", 384))),
+    *(_input_gradient(block, "ieee", ("fp16", "bf16")) for block in _TAILS),
     *(_conv1x1("B", True, precision, ("fp32",)) for precision in ("ieee", "tf32")),
+    *(_input_gradient("B", precision, ("fp32",)) for precision in ("ieee", "tf32")),
     Variant(
         name="conv1x1_residual_relu backward",
         kernel=conv1x1._conv1x1_residual_bwd_kernel,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 log = logging.getLogger("manylabel")
 
 LARGEST = 178_956_970  # pixels of a picture; PIL too takes more for an attack or a mistake
+DECODE_ERRORS = (RuntimeError, UnicodeDecodeError)  # the latter where DALI's message names a file that is not UTF-8
 MEAN, STD = 127.5, 128.0  # of each channel, pictures being 0 to 255
 
 Placement = Literal["cpu", "gpu"]
@@ -139,7 +140,8 @@ def _fit_operator(size: int) -> Any:
 def separate(image: Any, matrix: Any, colour: Any, size: int) -> Any:
     """What `fused` draws, as uint8 [size, size, 3], with DALI's own operators: three passes, on the CPU or a GPU.
 
-    Colour comes before the map and stays unrounded, so that borders are black and only the end is clamped.
+    Colour comes before the map and stays unrounded, so that borders are black and only the end is clamped. A picture
+    that is enlarged fades to black over the outer half of its outermost pixels, which in `letterbox` it does not.
     """
     from nvidia.dali import fn, math, types
 
@@ -166,7 +168,7 @@ def _to_picture(shape: Any, matrix: Any, size: int) -> Any:
 
     sides = fn.stack(shape[1], shape[0])
     step = math.max(shape[0], shape[1]) / float(size)
-    letterboxed = math.max(1.0, math.floor(sides / step + 0.5))
+    letterboxed = math.floor(sides / step + 0.5)
     middle = math.floor((size + 1.0 - letterboxed) / 2.0) + letterboxed / 2.0
     return fn.transforms.combine(
         matrix,

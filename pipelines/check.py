@@ -9,13 +9,15 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from pipelines.augment import DECODE_ERRORS
 from pipelines.cache import cache_dir, replace_file
-from pipelines.shards import location, read, read_or_none, size_and_time
+from pipelines.shards import location, read, read_or_none, size_and_time, without_location
 
 BATCH = 16  # decoded pictures that are in memory together
 FOREGROUND = 2000  # files that are decoded before training begins
@@ -150,7 +152,7 @@ def decode_failures(paths: list[str], progress: Callable[[int, int], None] | Non
             try:
                 decode()
                 reasons += [_misread(path) for path in batch]
-            except RuntimeError:
+            except DECODE_ERRORS:
                 reasons += [_reason(path) if not _decodes(path) else _misread(path) for path in batch]
                 decode = _decoder(batches[number + 1 :])  # a pipeline that failed is not used again
             if progress is not None:
@@ -159,7 +161,7 @@ def decode_failures(paths: list[str], progress: Callable[[int, int], None] | Non
 
 
 def _decoder(batches: Sequence[list[str]]) -> Callable[[], object]:
-    """A function that decodes the next batch each time and raises RuntimeError where a picture does not decode."""
+    """A function that decodes the next batch each time and raises of DECODE_ERRORS where a picture does not decode."""
     from nvidia.dali import Pipeline, fn, types
 
     from pipelines.augment import decode, decode_bytes
@@ -186,7 +188,7 @@ def _decoder(batches: Sequence[list[str]]) -> Callable[[], object]:
 def _decodes(path: str) -> bool:
     try:
         _decoder([[path]])()
-    except RuntimeError:
+    except DECODE_ERRORS:
         return False
     return True
 
@@ -195,10 +197,10 @@ def _misread(path: str) -> str:
     """A reason against a picture that decodes, but to something else than a viewer shows: TIFF of 32-bit numbers."""
     from PIL import Image
 
-    if not path.lower().endswith((".tif", ".tiff")):
+    if not without_location(path).lower().endswith((".tif", ".tiff")):
         return ""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(read(path))) as image:
             return "numbers of 32 bits are not supported" if image.mode in ("F", "I") else ""
     except Exception:  # whatever it is that Pillow cannot read, the decoder could
         return ""
@@ -217,10 +219,8 @@ def _reason(path: str) -> str:
             image = Image.open(io.BytesIO(content))
         with image:
             form = image.format
-            if image.width * image.height > LARGEST:
-                return f"too large ({image.width} × {image.height}; at most {LARGEST // 10**6} million pixels)"
             image.load()
-    except Image.DecompressionBombError:
+    except Image.DecompressionBombError:  # above the same limit as ours
         return f"too large (at most {LARGEST // 10**6} million pixels)"
     except FileNotFoundError:
         return "no such file"
@@ -231,19 +231,23 @@ def _reason(path: str) -> str:
     return f"cannot be decoded as {form}"
 
 
+_silent = RLock()  # a process has one standard error
+
+
 @contextlib.contextmanager
 def decoder_silenced() -> Iterator[None]:
     """The decoder writes its own lines to the standard error for each bad picture; ours name them."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(nowhere)
-        os.close(kept)
+    with _silent:
+        sys.stderr.flush()
+        kept = os.dup(2)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(nowhere)
+            os.close(kept)
 
 
 if __name__ == "__main__":

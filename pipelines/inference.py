@@ -5,16 +5,18 @@ row and nothing else.
 """
 
 import os
+import stat
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.augment import PictureSpec, decode, letterbox
+from pipelines.augment import DECODE_ERRORS, PictureSpec, decode, letterbox
 from pipelines.check import decode_failures
 
 PREFETCH = 2  # batches that are made ahead
@@ -73,7 +75,7 @@ class Photographs:
                 images = run()
             except StopIteration:
                 break
-            except RuntimeError as error:
+            except DECODE_ERRORS as error:
                 self._find_unreadable(waiting, error)
                 again.extendleft(reversed(waiting))
                 waiting.clear()
@@ -132,11 +134,11 @@ class Photographs:
 
         return run
 
-    def _find_unreadable(self, waiting: deque[range], error: RuntimeError) -> None:
+    def _find_unreadable(self, waiting: deque[range], error: Exception) -> None:
         """Names the files that made the batches in flight fail.
 
         Raises:
-            RuntimeError: the given error, if all their files decode: it was about something else.
+            Exception: the given error, if all their files decode: it was about something else.
         """
         numbers = [i for batch in waiting for i in self._readable(batch)]
         reasons = decode_failures([self.paths[i] for i in numbers])
@@ -151,6 +153,8 @@ def _pixels(path: str) -> int | str:
     from PIL import Image, UnidentifiedImageError
 
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
+            return "not a file"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
@@ -168,7 +172,7 @@ def _pixels(path: str) -> int | str:
 
 
 class Letterbox:
-    """Letterboxes pictures that are in memory.
+    """Letterboxes pictures that are in memory. Threads may share it; they take turns.
 
     Args:
         size: side of the square picture.
@@ -179,6 +183,7 @@ class Letterbox:
     def __init__(self, size: int, batch_size: int, threads: int) -> None:
         from nvidia.dali import Pipeline, fn, types
 
+        self._turn = Lock()
         self._pipeline = Pipeline(
             batch_size=batch_size, num_threads=threads, device_id=None, prefetch_queue_depth=1, exec_dynamic=False
         )
@@ -189,6 +194,7 @@ class Letterbox:
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """uint8 RGB pictures [H, W, 3] of any sizes, contiguous, to [N, size, size, 3]."""
-        self._pipeline.feed_input("images", list(images))
-        (letterboxed,) = self._pipeline.run()
-        return np.array(letterboxed.as_tensor())
+        with self._turn:
+            self._pipeline.feed_input("images", list(images))
+            (letterboxed,) = self._pipeline.run()
+            return np.array(letterboxed.as_tensor())

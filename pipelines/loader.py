@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 import kernels
-from pipelines.augment import MEAN, STD, PictureSpec, picture_graph
+from pipelines.augment import DECODE_ERRORS, MEAN, STD, PictureSpec, picture_graph
 from pipelines.check import decode_failures
 from pipelines.draws import Draws, draw
 from pipelines.errors import InputError
@@ -73,7 +73,7 @@ class PictureStream:
         """Batches from number `start` on.
 
         Raises:
-            InputError: no picture of a batch can be decoded any more.
+            InputError: no picture of a batch and its neighbours can be decoded any more.
         """
         number, run = start, self._pipeline(start)
         while True:
@@ -81,7 +81,7 @@ class PictureStream:
                 images, rows, *decoded = run()
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except DECODE_ERRORS as error:
                 self._find_bad(number, error)
                 run = self._pipeline(number)
                 continue
@@ -100,7 +100,7 @@ class PictureStream:
             request = self.request(start + iteration)
             if request is None:
                 raise StopIteration
-            shown, rows = self._good(request.rows)
+            shown, rows = self._good(start + iteration, request.rows)
             given: tuple[Any, ...] = ([self._encoded(row) for row in shown], rows[:, None])
             if request.draws is not None:
                 given += (request.draws.matrix, request.draws.colour)
@@ -132,7 +132,7 @@ class PictureStream:
         memory, request = self.memory, self.request(number)
         if memory is None or request is None:
             return
-        for place, row in enumerate(self._good(request.rows)[0]):
+        for place, row in enumerate(self._good(number, request.rows)[0]):
             if row not in memory.pictures:
                 memory.keep(row, np.asarray(decoded.at(place)))
 
@@ -146,34 +146,49 @@ class PictureStream:
     def _packed(self) -> bool:
         return len(self.files) > 0 and location(self.files[0]) is not None
 
-    def _good(self, rows: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
+    def _good(self, number: int, rows: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
         """Rows to show, bad pictures replaced by the next good one of the batch, padding by any; and rows to report."""
-        usable = [int(row) for row in rows if row != PADDING and int(row) not in self.bad]
-        if not usable:
-            raise InputError(f"{self.root}: none of the pictures of a batch can be decoded any more")
+        stand_in = self._stand_in(number)
         shown, kept = [], rows.copy()
         for place, row in enumerate(rows.tolist()):
             if row == PADDING or row in self.bad:
                 following = rows[place:].tolist() + rows[:place].tolist()
-                row = next(r for r in following if r != PADDING and r not in self.bad)
+                row = next((r for r in following if r != PADDING and r not in self.bad), stand_in)
                 kept[place] = self._replacement(row)
             shown.append(row)
         return shown, kept
+
+    def _stand_in(self, number: int) -> int:
+        """A good picture of a batch, or else of its neighbours: a ragged last batch may hold a single one.
+
+        Raises:
+            InputError: there is none; it is not about a picture then, but about all of them.
+        """
+        for near in (number, number + 1, number - 1):
+            good = self._left(near)
+            if good:
+                return good[0]
+        raise InputError(f"{self.root}: none of the pictures of a batch can be decoded any more")
+
+    def _left(self, number: int) -> list[int]:
+        """Rows of a batch that are not known to be bad."""
+        request = self.request(number) if number >= 0 else None
+        rows = [] if request is None else request.rows.tolist()
+        return [row for row in rows if row != PADDING and row not in self.bad]
 
     def _replacement(self, row: int) -> int:
         """The row number to report for a place whose own picture is missing."""
         return row
 
-    def _find_bad(self, number: int, error: RuntimeError) -> None:
+    def _find_bad(self, number: int, error: Exception) -> None:
         """Names the pictures that made the batches in flight fail.
 
         Raises:
-            RuntimeError: the given error, if all their pictures decode: it was about something else.
+            Exception: the given error, if all their pictures decode: it was about something else.
         """
         found = {}
-        for ahead in range(number, number + PREFETCH + 2):
-            request = self.request(ahead)
-            rows = [] if request is None else [int(r) for r in request.rows if r != PADDING and int(r) not in self.bad]
+        for near in range(number - 1, number + PREFETCH + 2):
+            rows = self._left(near)
             reasons = decode_failures([str(self.root / self.files[row]) for row in rows])
             found.update({row: reason for row, reason in zip(rows, reasons, strict=True) if reason})
         if not found:

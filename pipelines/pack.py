@@ -10,11 +10,12 @@ from typing import Annotated
 
 import tyro
 
+from pipelines import command
 from pipelines.cache import replace_file
 from pipelines.dataset import Dataset, Layout
-from pipelines.errors import InputError
-from pipelines.read import read_layout
-from pipelines.shards import Member, add, read, size_and_time, write_index
+from pipelines.errors import InputError, reading
+from pipelines.pictures import SUFFIXES
+from pipelines.shards import Member, add, read, size_and_time, without_location, write_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ def pack(arguments: Arguments, progress: Callable[[int, int], None] = lambda don
     Raises:
         InputError: no data set, or a folder with other shards in it.
     """
+    from pipelines.read import read_layout
+
     if arguments.shard_size < 1:
         raise InputError(f"--shard-size {arguments.shard_size}: must be above 0")
     dataset = read_layout(arguments.data, arguments.format)
@@ -63,6 +66,8 @@ def _begin(to: Path, plan: dict[str, object], dataset: Dataset) -> None:
             raise InputError(f"{to}: holds shards of another data set or size; give another folder")
         if not note.is_file() and any(to.iterdir()):
             raise InputError(f"{to}: there is something else in it; give another folder")
+        for left in to.glob(".*.tmp"):  # by a process that was killed
+            left.unlink()
         with replace_file(note) as temporary:
             temporary.write_text(json.dumps(plan))
         (to / "labels.txt").write_text("".join(f"{label}\n" for label in dataset.labels), encoding="utf-8")
@@ -94,9 +99,10 @@ def _write(dataset: Dataset, rows: list[int], path: Path) -> None:
             for row in rows:
                 file = dataset.files[row]
                 labels = [n for n, has in zip(dataset.labels, dataset.targets[row], strict=True) if has]
-                note = json.dumps({"labels": labels, "file": file.partition("@")[0]}).encode()
-                ending = os.path.splitext(file.partition("@")[0])[1].lower()
-                picture = add(tar, f"{row:08d}{ending}", read(f"{dataset.root}/{file}"))
+                note = json.dumps({"labels": labels, "file": without_location(file)}).encode()
+                with reading(dataset.root / file):
+                    content = read(f"{dataset.root}/{file}")
+                picture = add(tar, f"{row:08d}{_ending(file)}", content)
                 samples.append([picture, add(tar, f"{row:08d}.json", note)])
         with replace_file(path.with_suffix(".idx")) as temporary:
             write_index(temporary, samples)
@@ -104,10 +110,15 @@ def _write(dataset: Dataset, rows: list[int], path: Path) -> None:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
+def _ending(file: str) -> str:
+    """By which a reader of shards knows a picture; decoders go by the content."""
+    ending = os.path.splitext(without_location(file))[1].lower()
+    return ending if ending in SUFFIXES else SUFFIXES[0]
+
+
 def main() -> int:
     """Parses the command line and packs; the exit status."""
-    from engine import command
-    from engine.progress import bar, say
+    from pipelines.progress import bar, say
 
     arguments = command.parse(Arguments, "python -m pipelines.pack")
     with bar("packing") as advance:
@@ -120,6 +131,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from engine.command import main as leave
-
-    leave(main)
+    command.main(main)

@@ -1,5 +1,6 @@
 """python -m pipelines.preview: a sheet of what the network sees, and of what sampling makes of the labels."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from pipelines import command
 from pipelines.dataset import Dataset, Layout
+from pipelines.errors import InputError
 from pipelines.sampling import Sampling, epoch_rows
 
 if TYPE_CHECKING:
@@ -51,22 +54,52 @@ def preview(arguments: Arguments) -> Path:
     Raises:
         InputError: no data set, or a file that cannot be written.
     """
-    from pipelines.errors import InputError
+    from pipelines.progress import bar, say
     from pipelines.read import read_dataset
 
-    for name in ("pictures", "draws", "image_size"):
-        if getattr(arguments, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be above 0")
-    dataset = read_dataset(arguments.data, arguments.format, seed=arguments.seed, allow_bad=True)
+    for name in ("pictures", "draws", "image_size", "oversample_target"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be above 0")
+    if not arguments.out.suffix:  # one would be put to it
+        raise InputError(f"--out {arguments.out}: the file's name must end in .png, .pdf or .svg")
+    with bar("checking pictures") as advance:
+        dataset = read_dataset(
+            arguments.data,
+            arguments.format,
+            seed=arguments.seed,
+            allow_bad=True,
+            progress=lambda done, total: advance(done, total, ""),
+        )
+    if dataset.rejected:
+        say(f"left out: {len(dataset.rejected):,} rows without a usable picture")
     train = dataset.splits["train"]
     plan = epoch_rows(dataset.targets[train], arguments.sampling, arguments.seed, 0, arguments.oversample_target)
-    rows = train[list(dict.fromkeys(plan.tolist()))[: arguments.pictures]]
-    figure = _sheet(dataset, rows, plan, arguments)
+    figure = _sheet(dataset, _first_good(dataset, train[plan], arguments.pictures), plan, arguments)
     try:
-        figure.savefig(arguments.out, dpi=100)
+        with warnings.catch_warnings(action="ignore"):  # of letters that the font has not
+            figure.savefig(arguments.out, dpi=100)
     except (OSError, ValueError) as error:
         raise InputError(f"{arguments.out}: cannot be written: {error}") from None
     return arguments.out
+
+
+def _first_good(dataset: Dataset, rows: NDArray[np.int64], wanted: int) -> list[int]:
+    """The first rows whose pictures decode, each once.
+
+    Raises:
+        InputError: none does.
+    """
+    from pipelines.check import decode_failures
+
+    order, good = list(dict.fromkeys(rows.tolist())), list[int]()
+    while order and len(good) < wanted:
+        tried, order = order[:wanted], order[wanted:]
+        reasons = decode_failures([f"{dataset.root}/{dataset.files[row]}" for row in tried])
+        good += [row for row, reason in zip(tried, reasons, strict=True) if not reason]
+    if not good:
+        raise InputError(f"{dataset.root}: none of the training pictures can be decoded")
+    return good[:wanted]
 
 
 def drawn(
@@ -86,17 +119,8 @@ def drawn(
     """
     from nvidia.dali import Pipeline, fn, types
 
-    from pipelines.augment import (
-        MEAN,
-        STD,
-        PictureSpec,
-        decode_bytes,
-        fused,
-        fused_available,
-        letterbox,
-        normalise,
-        separate,
-    )
+    from pipelines import augment
+    from pipelines.augment import MEAN, STD, PictureSpec
     from pipelines.draws import draw
     from pipelines.shards import read_or_none
 
@@ -104,20 +128,20 @@ def drawn(
     numbers = draw(seed, 0, 0, len(contents), size)
     pipeline = Pipeline(batch_size=len(contents), num_threads=2, device_id=None, prefetch_queue_depth=1)
     with pipeline:
-        image = decode_bytes(fn.external_source(lambda: contents, dtype=types.UINT8, ndim=1), "cpu")
+        image = augment.decode_bytes(fn.external_source(lambda: contents, dtype=types.UINT8, ndim=1), "cpu")
         matrix = fn.external_source(lambda: numbers.matrix, dtype=types.FLOAT, ndim=2)
         colour = fn.external_source(lambda: numbers.colour, dtype=types.FLOAT, ndim=2)
-        if at_once and fused_available():
-            made = fused(image, matrix, colour, PictureSpec(size))
+        if at_once and augment.fused_available():
+            made = augment.fused(image, matrix, colour, PictureSpec(size))
         else:
-            made = normalise(separate(image, matrix, colour, size))
-        pipeline.set_outputs(letterbox(image, size), made)
+            made = augment.normalise(augment.separate(image, matrix, colour, size))
+        pipeline.set_outputs(augment.letterbox(image, size), made)
     boxed, normalised = (np.array(output.as_array()) for output in pipeline.run())
     pictures = np.rint(normalised * STD + MEAN).clip(0, 255).astype(np.uint8)
     return boxed[::draws], pictures.reshape(len(files), draws, size, size, 3)
 
 
-def _sheet(dataset: Dataset, rows: NDArray[np.int64], plan: NDArray[np.int64], arguments: Arguments) -> Any:
+def _sheet(dataset: Dataset, rows: Sequence[int], plan: NDArray[np.int64], arguments: Arguments) -> Any:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -167,14 +191,12 @@ def _histogram(axes: "Axes", dataset: Dataset, plan: NDArray[np.int64], sampling
 
 def main() -> int:
     """Parses the command line and draws; the exit status."""
-    from engine import command
+    from pipelines.progress import say
 
     arguments = command.parse(Arguments, "python -m pipelines.preview")
-    print(f"preview in {preview(arguments)}")
+    say(f"preview in {preview(arguments)}")
     return command.OK
 
 
 if __name__ == "__main__":
-    from engine.command import main as leave
-
-    leave(main)
+    command.main(main)

@@ -38,6 +38,11 @@ def location(path: str) -> tuple[str, int, int] | None:
     return None if found is None else (found[1], int(found[2]), int(found[3]))
 
 
+def without_location(path: str) -> str:
+    """The name of a picture, of one in a shard without its place there."""
+    return path if location(path) is None else path.rpartition("@")[0]
+
+
 def read(path: str) -> bytes:
     """The bytes of a picture, wherever it lies."""
     found = location(path)

@@ -12,7 +12,7 @@ import numpy as np
 from pipelines.dataset import SPLITS, Dataset, Rejected, label_order, multi_hot
 from pipelines.errors import InputError
 from pipelines.pictures import SUFFIXES
-from pipelines.shards import Member, members, read
+from pipelines.shards import Member, members, read, without_location
 
 
 def read_webdataset(root: Path) -> Dataset:
@@ -52,7 +52,7 @@ def read_webdataset(root: Path) -> Dataset:
         if not row <= known:
             where = "labels.txt" if fixed.is_file() else "train-*.tar"
             raise InputError(
-                f"{file.partition('@')[0]} has the label {min(row - known)!r}, which {where} does not have"
+                f"{without_location(file)} has the label {min(row - known)!r}, which {where} does not have"
             )
     return Dataset(root, "webdataset", labels, tuple(files), multi_hot(names, labels), splits, tuple(rejected))
 
@@ -65,8 +65,8 @@ def _labels(root: Path, file: str) -> frozenset[str]:
     try:
         content = json.loads(read(f"{root}/{file}"))
         labels = content["labels"]
-        if not isinstance(labels, list):
+        if not isinstance(labels, list) or not all(isinstance(label, str | int) for label in labels):
             raise TypeError
         return frozenset(str(label) for label in labels)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f'{file.partition("@")[0]}: not a sample\'s labels, as {{"labels": [...]}}') from None
+        raise InputError(f'{without_location(file)}: not a sample\'s labels, as {{"labels": [...]}}') from None

@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 import triton
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils._triton import has_triton
 
 import kernels
 from bench import pretend
-from bench.codegen import Launch, assemble, generate, kind_of
+from bench.codegen import Launch, assemble, generate, kind_of, multi_tensor_launches, ordered
 from bench.traffic import floor, summary
+from engine.model import Conv, ConvNormRelu, InceptionResidual, InceptionResNetV1, Stage
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +50,49 @@ def test_what_an_operator_declares_is_counted() -> None:
     }
     assert not any(launch.library for launch in step.launches if launch.name in joins)
     assert any(launch.library and launch.kind == "convolution" for launch in step.launches)
+
+
+def test_operators_in_their_order() -> None:
+    """Ours by declaration, torch's by inputs and outputs, many tensors by what torch packs into a launch."""
+    elements = 2 * 16 * 8 * 8
+    step = ordered(Toy(ours=True), binary_cross_entropy_with_logits, 2, 10, 5)
+    (join,) = (launch for launch in step if launch.name == "manylabel::residual_add_relu")
+    assert (join.bytes, join.library) == (3 * 2 * elements, False)
+    (relu,) = (launch for launch in step if launch.name == "aten.relu.default")
+    assert (relu.bytes, relu.library) == (2 * 2 * elements, True)
+    network = ordered(InceptionResNetV1(5, 0.25).train(), kernels.sigmoid_bce, 2, 96, 5)
+    casts = [launch for launch in network if launch.name == "aten._foreach_copy_.default"]
+    weights = sum(p.numel() for p in InceptionResNetV1(5, 0.25).parameters() if p.dim() == 4)
+    assert sum(launch.bytes for launch in casts) == 2 * 6 * weights  # to half and back
+
+
+@given(st.lists(st.integers(1, 10**7), min_size=1, max_size=300), st.integers(1, 5))
+def test_many_tensors_take_no_more_launches_than_one_by_one(sizes: list[int], lists: int) -> None:
+    launches = multi_tensor_launches(sizes, lists)
+    assert 1 <= launches <= len(sizes) + sum(size // (320 * 65536) for size in sizes)
+    assert launches >= multi_tensor_launches(sizes[1:] or sizes, lists)
+    assert launches * 320 * 65536 >= sum(sizes)
+
+
+def test_a_step_compiles_once() -> None:
+    """Nothing is compiled again for other pictures, the next epoch, validation's second batch or training after it."""
+    branches: list[list[Conv]] = [[(8, 1, 1, 0)], [(8, 1, 1, 0), (8, 3, 1, 1)]]
+    blocks = Stage(*(InceptionResidual(16, branches, 0.2) for _ in range(2)))
+    end = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
+    model = nn.Sequential(ConvNormRelu(3, (16, 3, 2, 0)), blocks, *end).to(memory_format=torch.channels_last)
+    counts = []
+    with pretend.launches(90) as seen:
+        for training in (True, True, False, False, True, False):
+            images = torch.randn(2, 3, 9, 9).contiguous(memory_format=torch.channels_last)
+            model.train(training)
+            with torch.set_grad_enabled(training):
+                loss = kernels.sigmoid_bce(model(images), torch.zeros(2, 3))
+            if training:
+                loss.backward()
+            counts.append(len(seen.kernels))
+    assert 0 < counts[0] == counts[1] < counts[2]
+    assert len(set(counts[2:])) == 1
+    assert seen.launched > 3 * counts[-1]
 
 
 def test_generated_kernels_assemble() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,29 @@ def test_paths_arrays_and_pil_images_are_the_same(exported: Exported, album: Pat
         assert classifier([])[1].shape == (0, len(LABELS))
 
 
+def test_kinds_of_pil_images_are_read_as_their_files_are(
+    exported: Exported, tmp_path: Path, save_kinds: Callable[[Path], tuple[list[str], list[str]]]
+) -> None:
+    good, _ = save_kinds(tmp_path)
+    deep = np.asarray(picture(1).convert("L")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "16 bits.png")
+    paths = [tmp_path / name for name in [*good, "16 bits.png"]]
+    classifier = Classifier(exported(), "cpu")
+    np.testing.assert_allclose(
+        classifier([Image.open(path) for path in paths])[1], classifier(paths)[1], atol=2e-2
+    )  # decoders differ by a step
+
+
+def test_threads_share_a_classifier(exported: Exported) -> None:
+    classifier = Classifier(exported(), "cpu", batch_size=4)
+    images = [np.asarray(picture(i, 30 + 9 * i, 50)) for i in range(24)]
+    _, expected = classifier(images)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda first: classifier(images[first : first + 5])[1], [0, 5, 10, 15, 19] * 4))
+    for first, found in zip([0, 5, 10, 15, 19] * 4, answers, strict=True):
+        np.testing.assert_allclose(found, expected[first : first + 5], atol=1e-6)
+
+
 def test_what_is_no_photograph(exported: Exported, album: Path) -> None:
     classifier = Classifier(exported(), "cpu")
     with pytest.raises(InputError, match=r"5b\.jpg: not a picture"):
@@ -116,8 +140,13 @@ def test_what_is_no_photograph(exported: Exported, album: Path) -> None:
     ):
         with pytest.raises(ValueError, match="images: "):
             classifier(wrong)
+    for nothing in (Image.new("RGB", (0, 5)), Image.new("F", (5, 5))):
+        with pytest.raises(ValueError, match="images: "):
+            classifier(nothing)
     with pytest.raises(TypeError, match="images: int"):
         classifier([3])
+    with pytest.raises(TypeError, match="images: paths and pictures"):
+        classifier([Image.new("RGB", (5, 5)), album / "1.png"])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 16])
@@ -244,11 +273,23 @@ def test_files_that_are_not_ours(exported: Exported, album: Path, tmp_path: Path
     assert not list(tmp_path.glob("p.csv*"))
 
 
+def test_what_is_read_is_not_written_over(exported: Exported, album: Path, tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("image\nalbum/1.png\n")
+    with pytest.raises(InputError, match=r"list\.csv: is what the photographs are to be read from"):
+        run(exported(), table, out=tmp_path / "album" / ".." / "list.csv")
+    assert table.read_text() == "image\nalbum/1.png\n"
+    assert run(exported(), table, out=tmp_path / "p.csv") == 0
+    assert run(exported(), table, out=tmp_path / "p.csv") == 0  # answers give way to newer ones
+
+
 def test_bad_options(exported: Exported, album: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
     for what, options in {
         "must end in": {"out": tmp_path / "p.txt"},
         "cannot be written: No such file or directory": {"out": tmp_path / "nowhere" / "p.csv"},
         "must lie between 0 and 1": {"threshold": 1.5},
+        "is a folder": {"out": tmp_path / "folder.csv"},
     }.items():
         with pytest.raises(InputError, match=what):
             run(exported(), album, **options)
@@ -268,6 +309,19 @@ def test_awkward_names(exported: Exported, tmp_path: Path) -> None:
         table = pl.read_csv(out) if ending == "csv" else pl.read_parquet(out)
         found = {Path(name).name for name in table["file"]}
         assert found == {'a,b".png', "größe\n2.png", "\\xff\\xfe.png"}
+
+
+def test_a_list_may_hold_any_names(exported: Exported, tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 in a locale that is, and no standard input at all."""
+    picture(1).save(tmp_path / "x.png")
+    (tmp_path / "x.png").rename(tmp_path / os.fsdecode(b"\xff.png"))
+    command = [sys.executable, "-m", "engine.infer", str(exported()), "-", "--out", str(tmp_path / "p.csv")]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    name = os.fsencode(tmp_path) + b"/\xff.png\n"
+    done = subprocess.run(command, input=name, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    closed = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *command], capture_output=True, text=True, check=False)
+    assert (closed.returncode, closed.stderr) == (2, "error: no photographs were named\n")
 
 
 def test_labels_named_as_our_columns(exported: Exported, album: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def trainer_of(dataset: Dataset, folder: Path, stop_at: int | None = None, **cha
 def train_step(trainer: Trainer, batch: Batch) -> float:
     """One step of the optimizer on one batch, and its loss."""
     loss = trainer.add_gradient(batch)
-    trainer.update(trainer.config.lr)
+    trainer.step.update(trainer.config.lr)
     return loss.item()
 
 
@@ -128,9 +128,8 @@ def test_gradients_of_batches_add_up_to_their_mean(dataset: Dataset, tmp_path: P
     for batch in pair:
         trainer.add_gradient(batch)
         singles.append([p.grad.clone() for p in trainer.model.parameters() if p.grad is not None])
-        trainer.optimizer.zero_grad(set_to_none=True)
-    for batch in pair:
-        trainer.add_gradient(batch, together=2)
+    for number, batch in enumerate(pair):
+        trainer.add_gradient(batch, number == 0, together=2)
     for p, a, b in zip(trainer.model.parameters(), *singles, strict=True):
         torch.testing.assert_close(p.grad, (a + b) / 2)
 
@@ -140,10 +139,10 @@ def test_long_gradients_are_shortened(dataset: Dataset, tmp_path: Path) -> None:
     batches = training_stream(dataset.root, dataset.files, trainer.plan, trainer.placement.spec(75)).batches()
     trainer.add_gradient(next(batches))
     seen = []
-    trainer.optimizer.register_step_pre_hook(
+    trainer.step.optimizer.register_step_pre_hook(
         lambda *_: seen.append(torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters()]).item())
     )
-    trainer.update(0.001)
+    trainer.step.update(0.001)
     assert seen == [pytest.approx(1e-3, rel=1e-3)]
 
 
@@ -162,7 +161,7 @@ def test_a_checkpoint_inside_an_epoch_is_written_and_resumed(dataset: Dataset, t
     trainer_of(dataset, tmp_path / "whole").fit()
     cut = trainer_of(dataset, tmp_path / "cut", checkpoint_steps=3)
     steps = []
-    original = cut.update
+    original = cut.step.update
 
     def step(rate: float) -> None:
         steps.append(1)
@@ -170,7 +169,7 @@ def test_a_checkpoint_inside_an_epoch_is_written_and_resumed(dataset: Dataset, t
             raise MemoryError
         original(rate)
 
-    cut.update = step  # type: ignore[method-assign]
+    cut.step.update = step  # type: ignore[method-assign]
     with pytest.raises(MemoryError):
         cut.fit()
     again = trainer_of(dataset, tmp_path / "cut")
@@ -510,15 +509,3 @@ def test_ctrl_c_saves_and_leaves_with_130(table: Make, tmp_path: Path) -> None:
     assert process.wait(timeout=60) == 130
     assert f"--resume {tmp_path / 'run'}" in rest
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["epoch"] >= 1
-
-
-@pytest.mark.slow
-def test_compiled_on_the_cpu_gives_the_same_figures(dataset: Dataset, tmp_path: Path) -> None:
-    trainer_of(dataset, tmp_path / "eager", epochs=1, dropout=0.0).fit()
-    run = Run(tmp_path / "compiled")
-    run.last.parent.mkdir(parents=True)
-    write_json(run.config, {})
-    config = resolve("demo", {**TINY, "sampling": "oversample", "oversample_target": 12, "epochs": 1, "dropout": 0.0})
-    Trainer(config, dataset, decide("cpu", False, "on"), run, lambda: False).fit()
-    eager, compiled = Run(tmp_path / "eager").metric_lines()[0], run.metric_lines()[0]
-    assert compiled["train_loss"] == pytest.approx(eager["train_loss"], rel=1e-2)

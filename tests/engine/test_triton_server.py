@@ -107,3 +107,20 @@ def test_a_place_that_cannot_be_written(exported: Exported, tmp_path: Path) -> N
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         write_repository(tmp_path / "file", *read_model(exported()))
+
+
+def test_a_full_disk_leaves_no_version_without_a_model(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server takes the latest version there is, whatever is in it."""
+    content, description = read_model(exported())
+    folder = write_repository(tmp_path, content, description)
+
+    def full(self: Path, _: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(InputError, match="cannot be written: No space left"):
+            write_repository(tmp_path, content, description)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "config.pbtxt", "labels.txt"]

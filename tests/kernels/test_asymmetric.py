@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from kernels import asymmetric_loss, sigmoid_bce
 from kernels.asymmetric import asymmetric_loss_reference
@@ -81,6 +82,34 @@ def test_a_small_margin_far_from_zero(device: str, margin: float) -> None:
         positive = q * -torch.log(p)
         negative = (p - margin).clamp(min=0) ** 2 * -torch.log((q + margin).clamp(max=1))
         torch.testing.assert_close(loss.double(), positive if target else negative, rtol=1e-5, atol=1e-12)
+
+
+@settings(max_examples=80, deadline=None, database=None, derandomize=True)
+@given(
+    margin=st.sampled_from([0.0, 1e-30, 1e-8, 0.5, 1 - 1e-7, 1.0]) | st.floats(0, 1),
+    gammas=st.tuples(*[st.just(0.0) | st.floats(0.5, 4)] * 2),
+    spread=st.sampled_from([1.0, 10.0, 40.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_any_margin(margin: float, gammas: tuple[float, float], spread: float, dtype: torch.dtype) -> None:
+    """Tiny ones and large ones, against float64 by formulas in which nothing cancels."""
+    values = (spread * torch.randn(13, 7)).double()
+    # At p = margin the gradient may jump; what is within rounding of it may fall on either side.
+    values = torch.where((values.sigmoid() - margin).abs() < 1e-5, values + 1, values)
+    targets = torch.rand(13, 7)
+    logits, exact = values.to(dtype).requires_grad_(), values.to(dtype).double().requires_grad_()
+    loss = asymmetric_loss(logits, targets, *gammas, margin, "none")
+    y, p, q = targets.double(), exact.sigmoid(), (-exact).sigmoid()
+    r, log_not_r = (
+        (p - margin).clamp(min=0),
+        logsigmoid(-exact) if margin == 0 else torch.log((q + margin).clamp(max=1)),
+    )
+    # Where r is 0 so is its power, but for the exponent 0; autograd must not see 0 to the power of γ - 1.
+    neg = torch.where(r > 0, r.clamp(min=1e-300) ** gammas[1], float(gammas[1] == 0))
+    due = -y * q ** gammas[0] * logsigmoid(exact) - (1 - y) * neg * log_not_r
+    torch.testing.assert_close(loss.double(), due, rtol=1e-4, atol=1e-6)
+    grad, due_grad = (torch.autograd.grad(t.sum(), x)[0] for t, x in ((loss, logits), (due, exact)))
+    torch.testing.assert_close(grad.double(), due_grad, rtol=1e-4, atol=1e-5)
 
 
 def test_without_exponents_and_margin_it_is_the_cross_entropy(device: str) -> None:

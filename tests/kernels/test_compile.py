@@ -1,24 +1,51 @@
 """Each kernel as machine code, which needs no GPU: no spills, wide global access, 64-bit offsets."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import triton
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from engine.model import InceptionResNetV1
+from kernels.batch_norm_triton import grid_of
 from kernels.compile import ARCHITECTURES, shortcomings
-from kernels.machine_code import Resources, examine, typed, widest
+from kernels.machine_code import Resources, Variant, examine, typed, widest
 from kernels.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
-FLAT = {name: 0 for name in VARIANTS if name.startswith(("residual", "sigmoid_bce", "asymmetric", "loss", "normalize"))}
-# Only what lies within a program, added to a 64-bit start or in [0, labels), has 32 bits.
-FLAT |= {"sigmoid_bce weighted, masked": 2, "normalize": 2}
+# Products of 32 bits in a kernel: a tile's first channel, a program's place in the sums, twice the width of a map.
+NARROW = {
+    "batch_norm statistics": 3,
+    "batch_norm normalize": 1,
+    "batch_norm normalize + residual": 1,
+    "batch_norm sums": 3,
+    "batch_norm grad_x": 1,
+    "batch_norm grad_x + residual": 1,
+    "batch_norm combine statistics": 3,
+    "batch_norm combine sums": 2,
+    "max_pool": 2,
+    "max_pool backward": 1,
+}
+
+
+def code(variant: Variant) -> tuple[object, ...]:
+    """What makes one variant's code differ from another's, but for sizes."""
+    constants = {k: str(v) for k, v in variant.constants.items() if k not in ("TILES", "CHUNKS")}
+    several = any(len(kinds) > 1 for kinds in variant.arguments.values() if isinstance(kinds, tuple))
+    return variant.kernel, several, *sorted(constants.items())
+
+
+ONE_OF_EACH = {code(variant): name for name, variant in VARIANTS.items()}.values()
 
 
 @pytest.fixture(autouse=True)
@@ -37,16 +64,18 @@ def test_machine_code(name: str) -> None:
     assert found.bytes > 0
 
 
-@pytest.mark.parametrize("name", FLAT)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_offsets_have_64_bits(name: str) -> None:
-    """Past 2^31 elements a 32-bit offset would wrap around."""
+    """Past 2^31 elements a product of 32 bits would wrap around, whatever the bits of the sizes."""
     variant = VARIANTS[name]
     constants = {**variant.constants, **variant.launch.blocks}
     compiled = triton.compile(
-        ASTSource(variant.kernel, typed(variant, "bf16"), constants), target=GPUTarget("cuda", 90, 32)
+        ASTSource(variant.kernel, typed(variant, variant.dtypes[-1]), constants), target=GPUTarget("cuda", 90, 32)
     )
-    narrow = [line for line in compiled.asm["ttir"].splitlines() if "tt.addptr" in line and "xi32>" in line]
-    assert len(narrow) == FLAT[name], narrow
+    products = [line for line in compiled.asm["ttir"].splitlines() if "arith.muli" in line]
+    narrow = [line for line in products if re.search(r": (i32|tensor<[\dx]+xi32>)", line)]
+    assert len(narrow) == NARROW.get(name.split(", ")[0], 0), narrow
+    assert len(narrow) < len(products) or "combine" in name
 
 
 def found(**changes: object) -> Resources:
@@ -115,11 +144,41 @@ def test_wrong_command(arguments: tuple[str, ...], message: str) -> None:
     assert done.stderr.startswith(message)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+class Launches(TorchDispatchMode):
+    """Forms of the batch norm kernels that operators launch: tile sizes and number of maps, and programs to join."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: set[tuple[int, int]] = set()
+        self.chunks: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        if name.startswith("manylabel.batch_norm"):
+            xs = args[1] if "backward" in name else args[0]
+            grid = grid_of(xs)
+            self.maps.add((grid.launch.blocks["BLOCK_CHANNELS"], len(xs)))
+            self.chunks.add(triton.next_power_of_2(grid.chunks))
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_the_network_launches_is_compiled() -> None:
+    """Forward and backward in training; the other kernels have one form, or one a block."""
+    with FakeTensorMode(), Launches() as launches:
+        InceptionResNetV1(20)(torch.empty(32, 3, 320, 320)).sum().backward()
+    compiled = [v for v in VARIANTS.values() if v.name.startswith("batch_norm")]
+    maps = {
+        (v.launch.blocks["BLOCK_CHANNELS"], len(v.arguments["x_ptrs"])) for v in compiled if "x_ptrs" in v.arguments
+    }
+    assert launches.maps == maps
+    assert launches.chunks == {v.constants["CHUNKS"] for v in compiled if "CHUNKS" in v.constants}
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_sizes_of_one(name: str) -> None:
     """Triton makes a constant of an integer that is 1, as for one label, one channel, one row: other code."""
     variant = VARIANTS[name]
-    signature, constants = typed(variant, "bf16"), {**variant.constants, **variant.launch.blocks}
+    signature, constants = typed(variant, variant.dtypes[-1]), {**variant.constants, **variant.launch.blocks}
     for place, (argument, kinds) in enumerate(list(signature.items())):
         if kinds in ("i32", "i64"):
             signature[argument], constants[argument] = "constexpr", 1

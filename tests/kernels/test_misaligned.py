@@ -39,6 +39,11 @@ CASES: dict[str, Callable[[torch.dtype], tuple[Callable[..., Tensor], list[Tenso
         lambda x, weight, bias: kernels.batch_norm_relu(x, weight, bias, None, None, True),
         [feature_map(dtype), torch.rand(24), torch.rand(24)],
     ),
+    "batch_norm_relu of several": lambda dtype: (
+        lambda x, y, weight, bias: kernels.batch_norm_relu_concat([x, y], [weight] * 2, [bias] * 2, None, None, True),
+        [feature_map(dtype), feature_map(dtype), torch.rand(24), torch.rand(24)],
+    ),
+    "max_pool": lambda dtype: (kernels.max_pool, [feature_map(dtype)]),
     "conv1x1_residual_relu": lambda dtype: (
         lambda x, branch, weight: kernels.conv1x1_residual_relu(x, branch, weight, None, 0.17),
         [feature_map(dtype), feature_map(dtype, 13), torch.randn(24, 13).to(dtype)],

@@ -1,5 +1,6 @@
 """The compiled pass draws what DALI's operators draw; means and borders stay; every operator has a GPU kernel."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from nvidia.dali import Pipeline, fn, ops, types
 from pipelines import augment
 from pipelines.augment import MEAN, STD, PictureSpec, fused, letterbox, normalise, picture_graph, separate
 from pipelines.draws import BRIGHTNESS, CONTRAST, HUE, Draws, colour_matrix, draw
+from pipelines.fused import _filter
 
 Picture = NDArray[np.uint8]
 STILL = np.eye(2, 3, dtype=np.float32)[None], np.eye(3, 4, dtype=np.float32)[None]
@@ -81,6 +83,17 @@ def test_any_shape_is_drawn_alike(height: int, width: int, size: int, seed: int)
     ours, theirs = drawn([photograph(height, width, seed % 7)], draw(seed, 0, 0, 1, size), size)
     assert np.abs(ours - theirs).mean() < 0.6
     assert (np.abs(ours - theirs) > 4).mean() < 1e-3
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 5000), st.floats(1, 300))
+def test_filters_touch_no_pixel_beyond_the_picture(length: int, step: float) -> None:
+    """And each output pixel is a mean: weights that are none below 0 and add up to 1."""
+    first, weight = _filter(length, max(1, math.floor(length / step + 0.5)), step)
+    assert first.min() >= 0
+    assert first.max() + weight.shape[1] <= length
+    assert weight.min() >= 0
+    assert weight.sum(1) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("matrix", [[[0, 0, 5], [0, 0, 5]], [[1e-12, 0, 3], [1, 0, 0]], [[1, 0, 9e9], [0, 1, 0]]])

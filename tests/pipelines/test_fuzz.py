@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.check import decode_failures
 from pipelines.coco import read_coco
 from pipelines.dataset import Dataset
 from pipelines.errors import InputError
@@ -173,3 +174,11 @@ def test_bombs_are_refused_by_their_header(tmp_path: Path, form: str) -> None:
         cwd=Path(__file__).parents[2],
     )
     assert "too large" in done.stdout, done.stderr[-2000:]
+
+
+def test_the_largest_picture_that_is_opened(tmp_path: Path) -> None:
+    """A little above it, one that would decode is refused all the same; memory is not taken for it."""
+    Image.new("1", (20_000, 9_000)).save(tmp_path / "above.png")
+    Image.new("1", (20_000, 100)).save(tmp_path / "below.png")
+    found = decode_failures([str(tmp_path / name) for name in ("above.png", "below.png")])
+    assert found == ["too large (at most 178 million pixels)", ""]

@@ -1,5 +1,6 @@
 """Photographs that nobody has looked at: every file has its row, and the readable ones their pixels."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,11 +50,14 @@ def test_pixels_are_what_validation_normalises(tmp_path: Path) -> None:
 
 def test_all_kinds_of_files(tmp_path: Path, save_kinds: Callable[[Path], tuple[list[str], list[str]]]) -> None:
     good, bad = save_kinds(tmp_path)
-    paths = [str(tmp_path / name) for name in [*good, *bad, "missing.jpg"]] + [str(tmp_path)]
+    os.mkfifo(tmp_path / "pipe.jpg")  # reading it would wait without end
+    names = ["missing.jpg", "pipe.jpg", os.fsdecode(b"no UTF-8 \xff and a nul \0.jpg"), "."]
+    paths = [str(tmp_path / name) for name in [*good, *bad, *names]]
     pixels, errors = outcome(paths, 4)
     assert sorted(pixels) == list(range(len(good)))
     assert all(errors[i] for i in range(len(good), len(paths)))
     by_name = {Path(paths[i]).name: why for i, why in errors.items()}
+    assert by_name["pipe.jpg"] == "not a file"
     assert by_name["missing.jpg"] == "no such file"
     assert by_name["empty.jpg"] == "empty file"
     assert by_name["text.jpg"] == "not a picture"

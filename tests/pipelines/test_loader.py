@@ -1,5 +1,6 @@
 """Batches: the right pixels, each row once, the same wherever a stream starts, and none lost to a bad file."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipelines.dataset import Dataset
 from pipelines.draws import draw
 from pipelines.errors import InputError
 from pipelines.loader import TrainingPlan, evaluation_stream, training_stream
-from pipelines.memory import PictureMemory
+from pipelines.memory import PictureMemory, picture_memory
 from pipelines.read import read_dataset
 
 Make = Callable[..., Path]
@@ -165,6 +166,7 @@ def test_pictures_from_memory_are_those_from_files(dataset: Dataset, limit: int)
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.rows, b.rows)
     assert memory.size == sum(picture.nbytes for picture in memory.pictures.values()) <= limit
+    assert all(picture.flags.owndata for picture in memory.pictures.values())  # no batch is held along with one of it
     assert (len(memory.pictures) == len(plan.rows)) == (limit == 10**9)
     if limit == 10**9:
         for file in dataset.files:
@@ -172,6 +174,21 @@ def test_pictures_from_memory_are_those_from_files(dataset: Dataset, limit: int)
         again = training_stream(dataset.root, dataset.files, plan, SPEC, memory).batches(2 * plan.steps())
         assert torch.equal(next(again).rows, torch.from_numpy(plan.epoch(2)[:4]))
         assert not stream.bad
+
+
+def test_memory_takes_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.memory.free_memory", lambda: 8 * 10**9)
+    given = [picture_memory(gigabytes) for gigabytes in (None, 0.5, 0)]
+    assert [memory and memory.limit for memory in given] == [2 * 10**9, 5 * 10**8, None]
+
+
+def test_a_picture_that_goes_away_and_whose_name_is_not_utf_8(dataset: Dataset) -> None:
+    """DALI's message names it, and cannot be made text of."""
+    files = [*dataset.files[:7], os.fsdecode(b"images/\xff.jpg")]
+    stream = evaluation_stream(dataset.root, files, np.arange(8), 4, SPEC)
+    rows = torch.cat([batch.rows.clone() for batch in stream.batches()])
+    assert rows[rows >= 0].tolist() == list(range(7))
+    assert stream.bad == {7: "no such file"}
 
 
 def test_a_bad_picture_is_not_kept(dataset: Dataset) -> None:
@@ -209,6 +226,27 @@ def test_evaluation_leaves_out_a_picture_that_goes_bad(dataset: Dataset) -> None
     stream = evaluation_stream(dataset.root, dataset.files, np.arange(24), 8, SPEC)
     got = torch.cat([b.rows.clone() for b in stream.batches()])
     assert got[got >= 0].tolist() == [i for i in range(24) if i != 5]
+
+
+@pytest.mark.parametrize("damage", [[24], [0], [24, 22, 23]])
+def test_a_ragged_last_batch_whose_only_picture_goes_bad(table: Make, damage: list[int]) -> None:
+    """One picture more than batches hold: the last batch has nothing but padding then, and the run goes on."""
+    dataset = read_dataset(table(pictures=25))
+    for row in damage:
+        (dataset.root / dataset.files[row]).write_bytes(b"")
+    for batch_size, rows in ((8, np.arange(25)), (1, np.array([1, 24, 0, 2]))):
+        stream = evaluation_stream(dataset.root, dataset.files, rows, batch_size, SPEC)
+        got = torch.cat([b.rows.clone() for b in stream.batches()])
+        assert got[got >= 0].tolist() == [row for row in rows if row not in damage]
+
+
+def test_training_one_picture_a_step_goes_on_with_the_next(dataset: Dataset) -> None:
+    plan = plan_of(dataset, batch_size=1)
+    order = plan.epoch(0)
+    (dataset.root / dataset.files[order[3]]).write_bytes(b"")
+    stream = _stream(dataset, plan).batches()
+    rows = [int(next(stream).rows) for _ in range(6)]
+    assert rows == [*order[:3], order[4], *order[4:6]]
 
 
 def test_a_batch_without_any_good_picture_stops(dataset: Dataset) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from nvidia.dali import Pipeline, fn
+from PIL import Image
 
 from pipelines.augment import PictureSpec
 from pipelines.dataset import Dataset
@@ -17,7 +18,7 @@ from pipelines.errors import InputError
 from pipelines.loader import TrainingPlan, evaluation_stream, training_stream
 from pipelines.pack import Arguments, pack
 from pipelines.read import read_dataset, read_layout
-from pipelines.shards import members
+from pipelines.shards import members, read
 
 Make = Callable[..., Path]
 SPEC = PictureSpec(size=48)
@@ -134,9 +135,10 @@ def test_a_shard_that_goes_away_is_told(packed: tuple[Dataset, Path]) -> None:
     [
         ({"a.jpg": b"x", "a.json": b"{}"}, "train-0.tar/a.json: not a sample's labels"),
         ({"a.jpg": b"x", "a.json": b"[1"}, "not a sample's labels"),
+        ({"a@b.jpg": b"x", "a@b.json": b'{"labels": [null]}'}, "train-0.tar/a@b.json: not a sample's labels"),
         (None, "not a usable tar file"),
     ],
-    ids=["no labels", "no json", "no tar"],
+    ids=["no labels", "no json", "no name", "no tar"],
 )
 def test_shards_that_are_none(tmp_path: Path, content: dict[str, bytes] | None, words: str) -> None:
     path = tmp_path / "train-0.tar"
@@ -167,6 +169,47 @@ def test_samples_without_a_picture_or_labels_are_named(tmp_path: Path) -> None:
         ("train-0.tar/b", "no picture in the sample"),
     ]
     assert dataset.labels == ("x",)
+
+
+def test_pictures_of_any_name_come_out_again(table: Make, tmp_path: Path) -> None:
+    """With the mark that parts a name from its place, without an ending, with one of a camera's."""
+    root, names = table(pictures=4), ["a@b.jpg", "b", "c.jfif", "d.PNG"]
+    for i, name in enumerate(names):
+        (root / "images" / f"{i}.jpg").rename(root / "images" / name)
+    (root / "train.csv").write_text("image,labels\n" + "".join(f"{name},cat\n" for name in names))
+    before = pack(Arguments(data=root, shards=tmp_path / "shards"))
+    after = read_layout(tmp_path / "shards")
+    assert not after.rejected
+    assert len(after.files) == len(before.files) == 4
+    for ours, theirs in zip(before.files, after.files, strict=True):
+        assert read(f"{after.root}/{theirs}") == (root / ours).read_bytes()
+    with tarfile.open(tmp_path / "shards" / "train-000000.tar") as tar:
+        notes = [json.loads(tar.extractfile(m).read()) for m in tar if m.name.endswith("json")]  # type: ignore[union-attr]
+    assert [note["file"] for note in notes] == [f"images/{name}" for name in names]
+
+
+def test_pictures_that_no_viewer_shows_are_bad_in_shards_too(table: Make, tmp_path: Path) -> None:
+    root = table(pictures=40)
+    Image.fromarray(np.random.default_rng(0).random((40, 60), np.float32)).save(root / "images" / "x.tif")
+    (root / "train.csv").write_text((root / "train.csv").read_text() + "x.tif,cat\n")
+    pack(Arguments(data=root, shards=tmp_path / "shards"))
+    for folder in (root, tmp_path / "shards"):
+        assert [r.reason for r in read_dataset(folder).rejected] == ["numbers of 32 bits are not supported"]
+
+
+def test_a_picture_that_cannot_be_read_is_named(table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: str) -> bytes:
+        raise PermissionError(13, "Permission denied", path)
+
+    root, to = table(), tmp_path / "shards"
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.pack.read", refused)
+        with pytest.raises(InputError, match=r"0\.jpg: cannot be read: Permission denied"):
+            pack(Arguments(data=root, shards=to))
+    assert not list(to.glob(".*"))
+    (to / ".train-000000.tar.77.tmp").write_bytes(b"left by a process that was killed")
+    pack(Arguments(data=root, shards=to))
+    assert not list(to.glob(".*"))
 
 
 def test_packing_shards_again(packed: tuple[Dataset, Path], tmp_path: Path) -> None:

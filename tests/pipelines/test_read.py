@@ -236,8 +236,9 @@ def test_many_bad_pictures_among_few_opened_ones_make_it_open_all(table: Make, m
     monkeypatch.setattr("pipelines.check.FOREGROUND", 10)
     for i in range(40):
         (root / "images" / f"{i}.jpg").write_text("no picture")
-    with pytest.raises(InputError, match="40 of 40 rows"):
+    with pytest.raises(InputError, match="40 of 40 rows") as error:
         read_dataset(root)
+    assert "--allow-bad" not in str(error.value)  # nothing would be left
 
 
 def test_a_run_s_own_rejected_pictures_stand_in_for_the_check(table: Make) -> None:

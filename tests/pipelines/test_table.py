@@ -33,6 +33,12 @@ def test_label_separators(table: Make, cells: str, separator: str) -> None:
     assert got == {"0.jpg": {"a", "c"} | ({"a b"} if separator in "|;" else set()), "1.jpg": set()}
 
 
+def test_what_separates_columns_is_seen_in_the_header(table: Make) -> None:
+    root = table("image,labels\n0.jpg,a;b;c;a;b\n1.jpg,b; c;\n,\n2.jpg,  \n")
+    assert labels_of(root) == {"0.jpg": {"a", "b", "c"}, "1.jpg": {"b", "c"}, "2.jpg": set()}
+    assert not read_table(root).rejected  # a row of nothing is none
+
+
 def test_one_column_a_label(table: Make) -> None:
     root = table("file,sun,sea,caption\n0.jpg,1,0,one\n1.jpg,0,0,two\n2.jpg,1,1,three\n")
     assert labels_of(root) == {"0.jpg": {"sun"}, "1.jpg": set(), "2.jpg": {"sun", "sea"}}
@@ -171,6 +177,14 @@ def test_what_a_quote_hides_is_noted(table: Make) -> None:
 
 def test_ids_without_ending(table: Make) -> None:
     assert labels_of(table("id,labels\n0,a\n1,b\n")) == {"0.jpg": {"a"}, "1.jpg": {"b"}}
+
+
+def test_an_id_of_several_pictures_means_the_first_ending(table: Make) -> None:
+    root = table("image,labels\n0,a\n1,b\n")
+    (root / "images" / "0.png").touch()
+    (root / "images" / "0.bmp").touch()
+    (root / "images" / "0.txt").touch()
+    assert read_table(root).files == ("images/0.bmp", "images/1.jpg")
 
 
 @pytest.mark.parametrize("folder", ["data", "train", "."])

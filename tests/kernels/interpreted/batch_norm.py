@@ -62,6 +62,40 @@ def test_batch_norm(
             assert_close(a, b.to(a.dtype), c, size)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("widths", [(5, 2), (0, 3), (4, 0)], ids=str)
+def test_maps_of_different_pitch(memory: Memory, widths: tuple[int, int], training: bool) -> None:
+    """x and the residual are slices of maps of different widths, y and the gradients are maps of their own."""
+    shape = (3, 24, 5, 7)
+    x, residual = (channels_last(memory, (3, 24 + w, 5, 7), torch.float32)[:, w:].requires_grad_() for w in widths)
+    weight, bias, mean, var = (memory.input(torch.rand(24) + 0.5) for _ in range(4))
+    leaves = (x, residual, weight.requires_grad_(), bias.requires_grad_())
+    upstream = channels_last(memory, (3, 27, 5, 7), torch.float32)[:, 3:]
+    results = []
+    for operation in (batch_norm_relu, batch_norm_relu_reference):
+        running = mean.clone(), var.clone()
+        y = operation(x, weight, bias, *running, training, eps=EPS, residual=residual, scale=0.17)
+        assert y.shape == shape
+        results.append([y, *torch.autograd.grad(y, leaves, upstream)])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("res", [True, False], ids=["residual", "plain"])
+def test_infinite_running_statistics(res: bool) -> None:
+    infinity = math.inf
+    mean = torch.tensor([infinity, -infinity, 0.0, 0.0, infinity, math.nan])
+    var = torch.tensor([1.0, 1.0, infinity, math.nan, infinity, 1.0])
+    x, weight, bias = torch.randn(2, 3, 3, 6).permute(0, 3, 1, 2), torch.rand(6), torch.rand(6)
+    residual = {"residual": torch.randn(2, 3, 3, 6).permute(0, 3, 1, 2), "scale": 0.5} if res else {}
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    upstream, found = torch.randn(x.shape), []
+    for operation in (batch_norm_relu, batch_norm_relu_reference):
+        y = operation(x, weight, bias, mean, var, False, **residual)
+        found.append([y, *torch.autograd.grad(y, leaves, upstream)])
+    torch.testing.assert_close(found[0], found[1], equal_nan=True)
+
+
 def test_concatenation_writes_slices(memory: Memory) -> None:
     xs = [channels_last(memory, (3, channels, 5, 7), torch.float32).requires_grad_() for channels in (8, 33, 1)]
     weights, biases = ([memory.input(torch.rand(x.shape[1])).requires_grad_() for x in xs] for _ in range(2))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from kernels import residual_add_relu, sigmoid_bce
+from kernels import asymmetric_loss, residual_add_relu, sigmoid_bce
 from kernels.bce import sigmoid_bce_reference
 
 Close = Callable[..., None]
@@ -73,6 +73,20 @@ def test_bce_mask_and_smoothing(memory: Memory, rows: int, reduction: str) -> No
     torch.testing.assert_close(loss[mask] if reduction == "none" else loss, expected)
     torch.testing.assert_close(grad[mask], expected_grad)
     assert not grad[~mask].any()
+
+
+@pytest.mark.parametrize("loss", [sigmoid_bce, asymmetric_loss])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.bool], ids=str)
+def test_any_byte_but_zero_counts(loss: Any, kind: torch.dtype) -> None:
+    """In a mask and in targets."""
+    logits, targets = torch.randn(4, 3, requires_grad=True), torch.rand(4, 3) < 0.5
+    mask = torch.tensor([255, 0, 7, 0], dtype=torch.uint8)
+    bytes_of_targets = targets * torch.tensor([255, 2, 128], dtype=torch.uint8)
+    results = []
+    for y, counts in ((bytes_of_targets.view(kind), mask.view(kind)), (targets.float(), mask != 0)):
+        value = loss(logits, y, reduction="none", sample_mask=counts)
+        results.append((value, *torch.autograd.grad(value.sum(), logits)))
+    torch.testing.assert_close(results[0], results[1])
 
 
 def test_bce_far_from_zero() -> None:

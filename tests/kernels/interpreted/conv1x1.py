@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels import conv1x1
 from kernels.conv1x1 import conv1x1_residual_relu, conv1x1_residual_relu_reference, input_gradient
 
 Close = Callable[..., None]
@@ -134,12 +135,38 @@ def test_conv1x1_gradient_in_another_layout(memory: Memory) -> None:
     torch.testing.assert_close(summed, torch.autograd.grad(y, inputs, ones))
 
 
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_precision_of_products(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is launched with the setting of the moment, which the interpreter does not look at."""
+    kernel, given = conv1x1._conv1x1_residual_fwd_kernel, []
+
+    class Spy:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *arguments, **options: (
+                given.append(options["PRECISION"]) or kernel[grid](*arguments, **options)
+            )
+
+    monkeypatch.setattr(conv1x1, "_conv1x1_residual_fwd_kernel", Spy())
+    monkeypatch.setattr(conv1x1, "_precision", lambda: precision)
+    x, weight = channels_last(1, 3, 2, 2, torch.float32), torch.randn(3, 3)
+    conv1x1_residual_relu(x, x, weight, None, SCALE)
+    input_gradient(x, x, weight, x)
+    assert given == [precision] * 2
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("sliced", [False, True], ids=["whole", "slice"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_input_gradient(memory: Memory, shape: tuple[int, ...], dtype: torch.dtype, assert_close: Close) -> None:
-    """The product of the head, the residual connection's gradient, the ReLU's mask and the sums of the bias at once."""
+def test_input_gradient(
+    memory: Memory, shape: tuple[int, ...], sliced: bool, dtype: torch.dtype, assert_close: Close
+) -> None:
+    """The product of the head, the residual connection's gradient, the ReLU's mask and the sums of the bias at once.
+
+    What the ReLU made 0 has no gradient; its output, the mask, may lie in a wider map than the gradient does.
+    """
     n, c, k, h, w = shape
-    grad, x = (memory.input(channels_last(n, c, h, w, dtype)) for _ in range(2))
+    grad, masking = memory.input(channels_last(n, c, h, w, dtype)), channels_last(n, c, h, w, dtype).relu()
+    x = between_others(memory, masking) if sliced else memory.input(masking)
     branch = memory.input(channels_last(n, k, h, w, dtype))
     weight = memory.input(torch.randn(k, c).to(dtype))
     y, sums = input_gradient(grad, branch, weight, x)

@@ -85,7 +85,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "sigmoid_bce": loss(7, 20, vectors(20)[0], MASK, 0.1, "mean", True),
     "sigmoid_bce of several programs": loss(7, 601, None, None, 0.0, "sum", True),
     "sigmoid_bce without reduction": loss(7, 601, None, None, 0.0, "none", False),
-    "scale_gradient": (torch.randn(7, 20), torch.rand(()), torch.randn(7, 20), 0.5),
+    "scale_gradient": (torch.randn(7, 20), torch.rand(()), torch.randn(7, 20).bfloat16()),
     "asymmetric_loss": loss(7, 20, MASK, 0.0, 4.0, 0.05, "mean", True),
     "asymmetric_loss of several programs": loss(7, 601, None, 0.0, 4.0, 0.0, "mean", False),
     "normalize": (torch.randint(0, 256, (2, 9, 7, 3), dtype=torch.uint8), [1.0] * 3, [2.0] * 3, torch.bfloat16),

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Raises the error at hand again, which the library would turn into an exit: it is for `engine.command`."""
+        """Raises the error at hand again, which the library would turn into an exit: it is for `command`."""
         raise
 
 

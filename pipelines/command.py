@@ -1,0 +1,81 @@
+"""What every command shares: its options, one line for bad input, exit status."""
+
+import contextlib
+import io
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TextIO, TypeVar
+
+import tyro
+
+from pipelines.errors import InputError
+
+OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+
+
+Arguments = TypeVar("Arguments")
+
+
+def parse(arguments: type[Arguments], prog: str) -> Arguments:
+    """The command line as a dataclass.
+
+    Raises:
+        InputError: a command line that does not fit.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(arguments, prog=prog)
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        raise InputError(f"{_in_a_line(said.getvalue())} ({prog} --help lists the options)") from None
+
+
+def _in_a_line(box: str) -> str:
+    """What the parser says in a box of several lines, up to its first rule or list."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    kept = []
+    for line in lines:
+        if not line or line.startswith(("─", "╰")):
+            break
+        kept.append(line)
+    return " ".join(kept).rstrip(".")
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        from pipelines.progress import say
+
+        say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def main(command: Callable[[], int]) -> None:
+    """Runs a command and leaves with its exit status."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    logger = logging.getLogger("manylabel")
+    logger.handlers, logger.propagate = [_Lines()], False
+    try:
+        status = command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = BAD_INPUT
+    except OSError as error:  # a full disk, a folder taken away, a reader of our lines that went away
+        _close_unwritable(sys.stdout)
+        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+        status = BAD_INPUT
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    sys.exit(status)
+
+
+def _close_unwritable(stream: TextIO) -> None:
+    """Lets the interpreter's last flush go nowhere where it would fail."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

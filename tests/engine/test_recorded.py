@@ -1,0 +1,151 @@
+"""A step that is recorded and replayed computes what the step itself computes. Checked without a GPU: a tape of torch's
+operators, replayed in the memory that they first used, stands in for a CUDA graph."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from engine import step as step_module
+from engine.config import resolve
+from engine.device import decide
+from engine.model import Conv, ConvNormRelu, InceptionResidual, Stage
+from engine.recorded import Recorded
+from engine.step import Step
+
+LABELS, BATCH = 3, 2
+
+
+def tensors(values: object) -> list[Tensor]:
+    return [t for t in tree_leaves(values) if isinstance(t, Tensor)]
+
+
+class Tape(TorchDispatchMode):
+    """Operators in their order, with the tensors that they read and wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        read = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
+        new = [t for t in tensors(out) if t.untyped_storage().data_ptr() not in read]
+        if new or func._schema.is_mutable:
+            self.calls.append((func, args, kwargs or {}, tensors(out)))
+        return out
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, outputs in self.calls:
+            for own, fresh in zip(outputs, tensors(func(*args, **kwargs)), strict=True):
+                if own is not fresh:
+                    own.copy_(fresh)
+
+
+class TapeStream:
+    """In place of engine.recorded.Stream. A GPU only records; here the tape runs, and its first replay is left out."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.warm = False
+
+    def run(self, call: Callable[[], object]) -> None:
+        call()
+
+    def record(self, call: Callable[[], object]) -> Callable[[], object]:
+        tape = Tape()
+        with tape:
+            call()
+        done: list[bool] = []
+
+        def replay() -> None:
+            if done:
+                tape.replay()
+            done.append(True)
+
+        return replay
+
+
+def step_of(recorded: bool, **changes: object) -> Step:
+    torch.manual_seed(0)
+    branches: list[list[Conv]] = [[(8, 1, 1, 0)], [(8, 1, 1, 0), (8, 3, 1, 1)]]
+    blocks = Stage(*(InceptionResidual(16, branches, 0.2) for _ in range(2)))
+    end = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(16, LABELS))
+    model = nn.Sequential(ConvNormRelu(3, (16, 3, 2, 0)), blocks, *end)
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    config = resolve("demo", changes)
+    placement = replace(decide("cpu", False, "off"), recorded=recorded)
+    return Step(config, placement, model, torch.rand(LABELS) + 1)
+
+
+def train(step: Step, sizes: list[int]) -> list[float]:
+    """Losses of updates that take these numbers of batches."""
+    data = torch.Generator().manual_seed(1)
+    losses = []
+    for number, together in enumerate(sizes):
+        for place in range(together):
+            images = torch.randn(BATCH, 3, 9, 9, generator=data).contiguous(memory_format=torch.channels_last)
+            targets = torch.rand(BATCH, LABELS, generator=data) < 0.4
+            losses.append(step.add_gradient(images, targets, place == 0, together).item())
+        step.update(2.0 ** -(7 + number))  # exact in float32, as the recorded rate is
+    return losses
+
+
+@pytest.fixture
+def tape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "Stream", TapeStream)
+
+
+@pytest.mark.usefixtures("tape")
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [({}, [1] * 6), ({"ema_decay": 0.5, "clip_grad_norm": 0.1}, [3, 3, 2, 3, 1, 3, 3])],
+    ids=["plain", "everything"],
+)
+def test_replayed_steps_are_the_steps(changes: dict[str, object], sizes: list[int]) -> None:
+    """The rate, the number of batches to an update and dropout change from step to step; bits are the same."""
+    plain, recorded = step_of(False, **changes), step_of(True, **changes)
+    torch.manual_seed(2)
+    due = train(plain, sizes)
+    torch.manual_seed(2)
+    assert train(recorded, sizes) == due
+    assert len(set(due)) == len(due)
+    assert isinstance(recorded._add_first, Recorded)
+    assert recorded._add_first.replay is not None
+    own = plain.model.state_dict()
+    assert all(torch.equal(t, own[name]) for name, t in recorded.model.state_dict().items())
+    assert recorded.loss_sum.item() == pytest.approx(sum(due))
+    if plain.average is not None:
+        assert recorded.average is not None
+        assert all(torch.equal(a, b) for a, b in zip(plain.average.average, recorded.average.average, strict=True))
+
+
+@pytest.mark.usefixtures("tape")
+@pytest.mark.parametrize("after", [False, True], ids=["as-it-is", "recorded"])
+def test_a_run_may_go_on_recorded_or_not(after: bool) -> None:
+    """Options of the optimizer that belong to the device are not taken over from a checkpoint."""
+    whole, before, rest = step_of(False), step_of(not after), step_of(after)
+    torch.manual_seed(2)
+    train(whole, [1] * 5)
+    due = train(whole, [1] * 5)
+    torch.manual_seed(2)
+    train(before, [1] * 5)
+    rest.model.load_state_dict(before.model.state_dict())
+    rest.restore(before.state())
+    assert train(rest, [1] * 5) == due
+    assert rest.optimizer.param_groups[0]["capturable"] == after
+
+
+def test_other_inputs_than_the_recorded_ones_are_refused() -> None:
+    stream = TapeStream(torch.device("cpu"))
+    double = Recorded(lambda x: 2 * x, stream)  # type: ignore[arg-type]
+    for value in range(6):
+        stream.warm = value > 2
+        assert double(torch.tensor([1.0 * value])).item() == 2 * value  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"\(2,\) in torch.float32 given, recorded for \(1,\)"):
+        double(torch.zeros(2))
