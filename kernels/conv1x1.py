@@ -187,11 +187,12 @@ def _forward_cpu(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: float, relu: bool, y: Tensor
 ) -> Tensor:
     dtype, x = _product_dtype(x), channels_last(x)
-    if _compiled_passes(x):
+    if x.dtype == torch.bfloat16 and x.numel():
         product = empty_map(x, dtype=dtype)
         torch.mm(_dense(rows(branch).to(dtype)), weight.to(dtype).t(), out=rows(product))
         conv1x1_cpu.join(x, product, bias, scale, relu, y)
         return y
+    # The product goes on from x + scale · bias, which spares a map that would be written and read beside it.
     joined = rows(y) if y.dtype == dtype else y.new_empty(rows(y).shape, dtype=dtype)
     if bias is None:
         joined.copy_(rows(x))

@@ -24,29 +24,24 @@ def _join_rows(x, product, y, pitches, bias, scale, floor, first, last):  # type
 
 @Parallel
 def _join(block):  # type: ignore[no-untyped-def]
-    d = carray(block, (18,))
-    parts, item, product_item, rows, width = d[1], d[5], d[6], d[7], d[8]
-    pitches = (d[9], d[10], d[11])
-    x_size, p_size, y_size = ((rows - 1) * d[9] + width, (rows - 1) * d[10] + width, (rows - 1) * d[11] + width)
-    bias = carray(address(d[15]), (width,), np.float32)
-    scale = np.float32(np.int64(d[16]).view(np.float64))
-    floor = np.float32(0.0) if d[17] else np.float32(-np.inf)
+    d = carray(block, (17,))
+    parts, product_item, rows, width = d[1], d[5], d[6], d[7]
+    pitches = (d[8], d[9], d[10])
+    x_size, p_size, y_size = ((rows - 1) * d[8] + width, (rows - 1) * d[9] + width, (rows - 1) * d[10] + width)
+    x, y = carray(address(d[11]), (x_size,), np.uint16), carray(address(d[13]), (y_size,), np.uint16)
+    bias = carray(address(d[14]), (width,), np.float32)
+    scale = np.float32(np.int64(d[15]).view(np.float64))
+    floor = np.float32(0.0) if d[16] else np.float32(-np.inf)
     while True:
         part = next_part(block)
         if part >= parts:
             break
         first, last = rows * part // parts, rows * (part + 1) // parts
-        if item == 4:
-            xf, yf = carray(address(d[12]), (x_size,), np.float32), carray(address(d[14]), (y_size,), np.float32)
-            pf = carray(address(d[13]), (p_size,), np.float32)
-            _join_rows(xf, pf, yf, pitches, bias, scale, floor, first, last)
-            continue
-        x, y = carray(address(d[12]), (x_size,), np.uint16), carray(address(d[14]), (y_size,), np.uint16)
         if product_item == 4:
-            wide = carray(address(d[13]), (p_size,), np.float32)
+            wide = carray(address(d[12]), (p_size,), np.float32)
             _join_rows(x, wide, y, pitches, bias, scale, floor, first, last)
         else:
-            half = carray(address(d[13]), (p_size,), np.uint16)
+            half = carray(address(d[12]), (p_size,), np.uint16)
             _join_rows(x, half, y, pitches, bias, scale, floor, first, last)
 
 
@@ -99,12 +94,12 @@ def _mask(block):  # type: ignore[no-untyped-def]
 def join(x: Tensor, product: Tensor, bias: Tensor | None, scale: float, relu: bool, y: Tensor) -> None:
     """x + scale · (product + bias), with a ReLU or without, to a map y.
 
-    Maps are channels-last, float32 or bfloat16; the product may be float32 beside bfloat16. bias is [C].
+    Maps are channels-last and bfloat16, the product bfloat16 or float32. bias is [C].
     """
     rows = Rows.of(x, product, y)
     wide = torch.zeros(rows.width) if bias is None else bias.float().repeat(rows.fold)
     _join(
-        *(rows.parts, x.itemsize, product.itemsize, rows.count, rows.width, *rows.pitches),
+        *(rows.parts, product.itemsize, rows.count, rows.width, *rows.pitches),
         *(x.data_ptr(), product.data_ptr(), y.data_ptr(), wide.data_ptr(), bits(scale), int(relu)),
     )
 
