@@ -13,6 +13,7 @@ Logarithms and powers are taken of what is at hand without cancellation: log p a
 sample mask, reductions and bytes moved are as in kernels.bce, without the weight of positives.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,10 +26,12 @@ from kernels.arguments import check_number
 from kernels.bce import (
     as_bytes,
     check_loss,
+    compiled_pass,
     factor,
     fake_loss,
     finished,
     gradients,
+    has_compiled_pass,
     inner_reduction,
     load_targets,
     log1p,
@@ -136,7 +139,8 @@ def _forward(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     if not takes_triton(logits):
-        return _forward_cpu(logits, targets, sample_mask, gamma_pos, gamma_neg, margin, reduction, with_grad)
+        on_cpu = _forward_cpu if has_compiled_pass(logits) else _forward_plain
+        return on_cpu(logits, targets, sample_mask, gamma_pos, gamma_neg, margin, reduction, with_grad)
     loss, grad = room_for_results(logits, ASYMMETRIC_LOSS, reduction, with_grad)
     with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
         _asymmetric_loss_fwd_kernel[(triton.cdiv(logits.numel(), ASYMMETRIC_LOSS.blocks["BLOCK"]),)](
@@ -159,6 +163,22 @@ def _forward(
 
 
 def _forward_cpu(
+    logits: Tensor,
+    targets: Tensor,
+    sample_mask: Tensor | None,
+    gamma_pos: float,
+    gamma_neg: float,
+    margin: float,
+    reduction: str,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    from kernels import losses_cpu  # its compiler takes a moment to load, and only the CPU needs it
+
+    work = partial(losses_cpu.asymmetric, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin)
+    return compiled_pass(work, logits, targets, sample_mask, reduction, with_grad)
+
+
+def _forward_plain(
     logits: Tensor,
     targets: Tensor,
     sample_mask: Tensor | None,

@@ -15,6 +15,8 @@ gradient is wanted and n·4 more for a loss that is not reduced; backward n·(4 
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,8 +142,8 @@ def _forward(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     if not takes_triton(logits):
-        plain = _forward_plain if logits.dtype == torch.float64 or not logits.numel() else _forward_cpu
-        return plain(logits, targets, pos_weight, sample_mask, label_smoothing, reduction, with_grad)
+        on_cpu = _forward_cpu if has_compiled_pass(logits) else _forward_plain
+        return on_cpu(logits, targets, pos_weight, sample_mask, label_smoothing, reduction, with_grad)
     loss, grad = room_for_results(logits, SIGMOID_BCE, reduction, with_grad)
     with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
         _sigmoid_bce_fwd_kernel[(triton.cdiv(logits.numel(), SIGMOID_BCE.blocks["BLOCK"]),)](
@@ -201,16 +203,34 @@ def _forward_cpu(
     reduction: str,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    from kernels import bce_cpu  # its compiler takes a moment to load, and only the CPU needs it
+    from kernels import losses_cpu  # its compiler takes a moment to load, and only the CPU needs it
 
+    weight = None if pos_weight is None else pos_weight.float()
+    work = partial(losses_cpu.bce, weight=weight, smoothing=label_smoothing)
+    return compiled_pass(work, logits, targets, sample_mask, reduction, with_grad)
+
+
+def has_compiled_pass(logits: Tensor) -> bool:
+    """Whether kernels.losses_cpu has a pass over these logits, which are on the CPU."""
+    return logits.dtype != torch.float64 and logits.numel() > 0
+
+
+def compiled_pass(
+    work: Callable[..., float],
+    logits: Tensor,
+    targets: Tensor,
+    sample_mask: Tensor | None,
+    reduction: str,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Loss and gradient by one of the functions of kernels.losses_cpu."""
     x = logits.float()
     y = targets.float() if targets.is_floating_point() else as_bytes(targets)
-    weight = x.new_ones(x.shape[1]) if pos_weight is None else pos_weight.float()
     mask = None if sample_mask is None else as_bytes(sample_mask)
     loss = torch.empty_like(x) if reduction == "none" else None
     grad = torch.empty_like(x) if with_grad else None
     by = factor(logits, reduction)
-    total = bce_cpu.loss_and_gradient(x, y, weight, mask, label_smoothing, by, loss, grad)
+    total = work(x, y, mask, by, loss, grad)
     return x.new_tensor(total * by) if loss is None else loss, x.new_empty(0) if grad is None else grad
 
 

@@ -38,7 +38,7 @@ def check(logits: Tensor, targets: Tensor, form: tuple[float, float, float], red
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("shape", [(1, 1), (32, 20), (7, 601)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (32, 20), (7, 601), (3, 2049)], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_against_float64(
     device: str,
@@ -168,6 +168,49 @@ def test_samples_left_out_count_for_nothing(device: str, reduction: str) -> None
     )
     assert not grad[~mask].any()
     assert grad[mask].any()
+
+
+@pytest.mark.parametrize("targets", [torch.bool, torch.float32], ids=str)
+@pytest.mark.parametrize("form", FORMS[:2], ids=str)
+def test_the_same_bits_whatever_the_threads(form: tuple[float, float, float], targets: torch.dtype) -> None:
+    """On the CPU, where the rows are cut into parts."""
+    logits, mask = torch.randn(4099, 80), torch.rand(4099) < 0.7
+    positives = (torch.rand(4099, 80) < 0.3).to(targets)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            found = []
+            for reduction in REDUCTIONS:
+                x = logits.clone().requires_grad_()
+                loss = asymmetric_loss(x, positives, *form, reduction, mask)
+                found += [loss, *torch.autograd.grad(loss.sum(), x)]
+            results.append(found)
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_nan_stays_where_it_is(device: str) -> None:
+    """In loss and gradient, whatever the target; the others of its row keep theirs."""
+    logits = torch.randn(3, 700, device=device)
+    logits[1, 5] = logits[2, 699] = math.nan
+    for form in FORMS:
+        for target in (False, True):
+            x = logits.clone().requires_grad_()
+            loss = asymmetric_loss(x, torch.full_like(x, target, dtype=torch.bool), *form, "none")
+            (grad,) = torch.autograd.grad(loss.sum(), x)
+            assert torch.equal(loss.isnan(), logits.isnan())
+            assert torch.equal(grad.isnan(), logits.isnan())
+
+
+def test_a_margin_below_the_normal_numbers() -> None:
+    """On the CPU, where the logarithm is our own."""
+    logits, margin = torch.tensor([[0.0, 20.0, 85.0, 95.0, 110.0]]), 1e-40
+    loss = asymmetric_loss(logits, torch.zeros_like(logits), 0.0, 1.0, margin, "none")
+    due = torch.sigmoid(logits.double()) * -torch.log(torch.sigmoid(-logits.double()) + margin)
+    torch.testing.assert_close(loss.double(), due, rtol=1e-5, atol=0)
 
 
 def test_empty_batch(device: str) -> None:
