@@ -163,8 +163,8 @@ def _beyond_margin(n, margin, gamma, kept):  # type: ignore[no-untyped-def]
         near = r < np.float32(0.5)
         s = (r if near else one - f) / (not_r + (not_r + r) if near else one + f)
         minus_log_not_r = (zero if near else k * _LN2) + _two_atanh(s)
-        # As r goes to 0, -log(1 - r) / r goes to 1.
-        slope = p * q * (one / not_r + gamma * (minus_log_not_r / (one if r == zero else r)))
+        # As r goes to 0, -log(1 - r) / r goes to 1. q / (1 - r) is 1 at most, where 1 / (1 - r) may be infinite.
+        slope = p * (q / not_r + gamma * q * (minus_log_not_r / (one if r == zero else r)))
         kept[_R + j], kept[_MINUS_LOG_NOT_R + j] = r, minus_log_not_r
         kept[_SLOPE + j] = zero if r == zero else slope
 

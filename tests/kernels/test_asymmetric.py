@@ -207,10 +207,13 @@ def test_nan_stays_where_it_is(device: str) -> None:
 
 def test_a_margin_below_the_normal_numbers() -> None:
     """On the CPU, where the logarithm is our own."""
-    logits, margin = torch.tensor([[0.0, 20.0, 85.0, 95.0, 110.0]]), 1e-40
+    logits, margin = torch.tensor([[0.0, 20.0, 85.0, 95.0, 110.0]]).requires_grad_(), 1e-40
     loss = asymmetric_loss(logits, torch.zeros_like(logits), 0.0, 1.0, margin, "none")
-    due = torch.sigmoid(logits.double()) * -torch.log(torch.sigmoid(-logits.double()) + margin)
+    exact = logits.detach().double().requires_grad_()
+    due = torch.sigmoid(exact) * -torch.log(torch.sigmoid(-exact) + margin)
     torch.testing.assert_close(loss.double(), due, rtol=1e-5, atol=0)
+    (grad,), (due_grad,) = (torch.autograd.grad(t.sum(), x) for t, x in ((loss, logits), (due, exact)))
+    torch.testing.assert_close(grad.double(), due_grad, rtol=1e-5, atol=1e-3)
 
 
 def test_empty_batch(device: str) -> None:

@@ -93,3 +93,18 @@ def test_sigmoid_bce(memory: Memory, shape: tuple[int, int], targets: torch.dtyp
     memory.check_guards()
     assert not loss.isnan().any()
     assert not grad.isnan().any()
+
+
+@pytest.mark.parametrize("targets", [torch.uint8, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 700), (2, 2049), (1700, 80)], ids=str)
+@pytest.mark.parametrize("loss", [kernels.sigmoid_bce, kernels.asymmetric_loss])
+def test_logits(memory: Memory, loss: Callable[..., Tensor], shape: tuple[int, int], targets: torch.dtype) -> None:
+    logits = memory.input(torch.randn(shape)).requires_grad_()
+    positives = memory.input((torch.rand(shape) < 0.3).to(targets))
+    mask = memory.input((torch.rand(shape[0]) < 0.7).to(torch.uint8))
+    for reduction in ("none", "sum"):
+        value = loss(logits, positives, reduction=reduction, sample_mask=mask)
+        (grad,) = torch.autograd.grad(value.sum(), logits)
+        assert value.isfinite().all()
+        assert grad.isfinite().all()
+    memory.check_guards()
