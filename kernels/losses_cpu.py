@@ -92,13 +92,11 @@ def _parts_of_sigmoid(v):  # type: ignore[no-untyped-def]
 
 
 @njit(**_FORMULA)
-def _bce(x, y, highest, constants, factor, loss, grad):  # type: ignore[no-untyped-def]
+def _bce(x, y, constants, factor, loss, grad):  # type: ignore[no-untyped-def]
     weight, smoothing = constants
     one, half = np.float32(1.0), np.float32(0.5)
     for j in range(x.size):
-        t = np.float32(y[j])
-        t = highest if t > highest else t
-        t = t * (one - smoothing) + half * smoothing
+        t = y[j] * (one - smoothing) + half * smoothing
         w = t * weight[j]
         p, q, minus_log_p, minus_log_q = _parts_of_sigmoid(x[j])
         loss[j] = (one - t) * minus_log_q + w * minus_log_p
@@ -170,12 +168,10 @@ def _beyond_margin(n, margin, gamma, kept):  # type: ignore[no-untyped-def]
 
 
 @njit(**_FORMULA)
-def _asymmetric_chunk(y, highest, gamma_pos, factor, kept, loss, grad):  # type: ignore[no-untyped-def]
+def _asymmetric_chunk(y, gamma_pos, factor, kept, loss, grad):  # type: ignore[no-untyped-def]
     one, zero = np.float32(1.0), np.float32(0.0)
     for j in range(y.size):
-        t = np.float32(y[j])
-        t = highest if t > highest else t
-        p, minus_log_p = kept[_P + j], kept[_MINUS_LOG_P + j]
+        t, p, minus_log_p = y[j], kept[_P + j], kept[_MINUS_LOG_P + j]
         pos, neg = t * kept[_POS + j], (one - t) * kept[_NEG + j]
         loss[j] = pos * minus_log_p + neg * kept[_MINUS_LOG_NOT_R + j]
         p_log_p = zero if p == zero else p * minus_log_p
@@ -183,7 +179,7 @@ def _asymmetric_chunk(y, highest, gamma_pos, factor, kept, loss, grad):  # type:
 
 
 @njit(**_FORMULA)
-def _asymmetric(x, y, highest, constants, factor, loss, grad):  # type: ignore[no-untyped-def]
+def _asymmetric(x, y, constants, factor, loss, grad):  # type: ignore[no-untyped-def]
     gamma_pos, gamma_neg, margin = constants
     kept = np.empty(8 * _CHUNK, np.float32)
     for first in range(0, x.size, _CHUNK):
@@ -196,7 +192,7 @@ def _asymmetric(x, y, highest, constants, factor, loss, grad):  # type: ignore[n
             _slopes(n, gamma_neg, kept)
         _powers(kept[_Q : _Q + n], gamma_pos, kept[_POS : _POS + n])
         _powers(kept[_R : _R + n], gamma_neg, kept[_NEG : _NEG + n])
-        _asymmetric_chunk(y[here], highest, gamma_pos, factor, kept, loss[here], grad[here])
+        _asymmetric_chunk(y[here], gamma_pos, factor, kept, loss[here], grad[here])
 
 
 @njit(fastmath={"reassoc", "nsz"})
@@ -212,25 +208,32 @@ def _float(word):  # type: ignore[no-untyped-def]
     return np.float32(np.int64(word).view(np.float64))
 
 
+@njit(**OPTIONS)
+def _as_numbers(given, out):  # type: ignore[no-untyped-def]
+    """Any byte but 0 is a positive, as a boolean's may be."""
+    for j in range(given.size):
+        out[j] = np.float32(given[j] != 0)
+
+
 def _parts(formula: Any) -> Any:
     """What a thread does of a pass with this formula. Compiled for each, as a formula given to it would be called by
     its address, which is of no use to another process that finds the compiled code on disk."""
 
     @njit(**OPTIONS)  # type: ignore[untyped-decorator]
-    def rows_of(constants, labels, at_once, x, y, mask, factor, loss, grad):  # type: ignore[no-untyped-def]
+    def rows_of(constants, labels, at_once, x, given, y, mask, factor, loss, grad):  # type: ignore[no-untyped-def]
         """Losses and gradients of some rows; the sum of the losses. Without mask, losses or gradients these are
-        empty."""
+        empty, and so is one of the targets, which are given as bytes or as numbers y."""
         rows = x.size // labels
-        # Any byte but 0 is a positive, as a boolean's may be.
-        highest = np.float32(1.0 if y.itemsize == 1 else np.inf)
-        spare = np.empty((2, at_once * labels), np.float32)
+        spare = np.empty((3, at_once * labels), np.float32)
         total = 0.0
         for first in range(0, rows, at_once):
             last = min(rows, first + at_once)
             here, n = slice(first * labels, last * labels), (last - first) * labels
-            losses = loss[here] if loss.size else spare[0, :n]
-            grads = grad[here] if grad.size else spare[1, :n]
-            formula(x[here], y[here], highest, constants, factor, losses, grads)
+            _as_numbers(given[here], spare[0])
+            targets = y[here] if y.size else spare[0, :n]
+            losses = loss[here] if loss.size else spare[1, :n]
+            grads = grad[here] if grad.size else spare[2, :n]
+            formula(x[here], targets, constants, factor, losses, grads)
             if mask.size:
                 for row in range(first, last):
                     if not mask[row]:
@@ -241,10 +244,12 @@ def _parts(formula: Any) -> Any:
         return total
 
     @njit(**OPTIONS)  # type: ignore[untyped-decorator]
-    def parts_of(block, d, constants, y):  # type: ignore[no-untyped-def]
+    def parts_of(block, d, constants):  # type: ignore[no-untyped-def]
         parts, rows, labels, at_once = d[1], d[5], d[6], d[7]
         n = rows * labels
-        x = carray(address(d[9]), (n,), np.float32)
+        x = carray(address(d[8]), (n,), np.float32)
+        given = carray(address(d[9]), (n if d[9] else 0,), np.uint8)
+        y = carray(address(d[10]), (n if d[10] else 0,), np.float32)
         mask = carray(address(d[11]), (rows if d[11] else 0,), np.uint8)
         loss = carray(address(d[12]), (n if d[12] else 0,), np.float32)
         grad = carray(address(d[13]), (n if d[13] else 0,), np.float32)
@@ -256,19 +261,12 @@ def _parts(formula: Any) -> Any:
                 break
             first, last = rows * part // parts, rows * (part + 1) // parts
             here = slice(first * labels, last * labels)
+            of_rows = mask[first:last]
             totals[part] = rows_of(
-                constants, labels, at_once, x[here], y[here], mask[first:last], factor, loss[here], grad[here]
+                constants, labels, at_once, x[here], given[here], y[here], of_rows, factor, loss[here], grad[here]
             )
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
-    def parts(block, d, constants):  # type: ignore[no-untyped-def]
-        n = d[5] * d[6]
-        if d[8] == 1:
-            parts_of(block, d, constants, carray(address(d[10]), (n,), np.uint8))
-        else:
-            parts_of(block, d, constants, carray(address(d[10]), (n,), np.float32))
-
-    return parts
+    return parts_of
 
 
 _bce_parts, _asymmetric_parts = _parts(_bce), _parts(_asymmetric)
@@ -306,8 +304,9 @@ def _run(
     # The machine has no say in it, so the same input gives the same bits.
     parts = max(1, min(rows, x.numel() // _PART))
     totals = torch.empty(parts, dtype=torch.float64)
-    pointers = (0 if t is None else t.data_ptr() for t in (x, y, mask, loss, grad, totals))
-    work(parts, rows, labels, _at_once(x), y.itemsize, *pointers, bits(factor), *constants)
+    given, numbers = (y, None) if y.dtype == torch.uint8 else (None, y)
+    pointers = (0 if t is None else t.data_ptr() for t in (x, given, numbers, mask, loss, grad, totals))
+    work(parts, rows, labels, _at_once(x), *pointers, bits(factor), *constants)
     total: float = sum(totals.tolist())
     return total
 
