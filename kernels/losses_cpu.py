@@ -219,7 +219,7 @@ def _parts(formula: Any) -> Any:
     """What a thread does of a pass with this formula. Compiled for each, as a formula given to it would be called by
     its address, which is of no use to another process that finds the compiled code on disk."""
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**OPTIONS)
     def rows_of(constants, labels, at_once, x, given, y, mask, factor, loss, grad):  # type: ignore[no-untyped-def]
         """Losses and gradients of some rows; the sum of the losses. Without mask, losses or gradients these are
         empty, and so is one of the targets, which are given as bytes or as numbers y."""
@@ -243,7 +243,7 @@ def _parts(formula: Any) -> Any:
             total += _sum(losses)
         return total
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**OPTIONS)
     def parts_of(block, d, constants):  # type: ignore[no-untyped-def]
         parts, rows, labels, at_once = d[1], d[5], d[6], d[7]
         n = rows * labels
