@@ -2,9 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
-from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -13,24 +12,50 @@ from torch import Tensor
 Call = Callable[[], object]
 
 
-@cache
-def _start() -> torch.cuda.Event:
+def _event() -> torch.cuda.Event:
     event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
+    event.synchronize()
     return event
 
 
-def cuda_clock() -> float:
+class _CudaClock:
+    """Adds up the times between readings: a single time since the start would soon be too coarse, being float32."""
+
+    def __init__(self) -> None:
+        self.seconds, self.last = 0.0, _event()
+
+    def __call__(self) -> float:
+        now = _event()
+        self.seconds += float(self.last.elapsed_time(now)) / 1e3
+        self.last = now
+        return self.seconds
+
+
+@cache
+def cuda_clock() -> Callable[[], float]:
     """Seconds by the GPU's own clock, at the end of all that was launched so far."""
-    start, now = _start(), torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    now.record()
-    now.synchronize()
-    return float(start.elapsed_time(now)) / 1e3
+    return _CudaClock()
 
 
 def clock(device: str) -> Callable[[], float]:
     """The clock of a device."""
-    return cuda_clock if device == "cuda" else time.perf_counter
+    return cuda_clock() if device == "cuda" else time.perf_counter
+
+
+def replay_of(call: Call) -> Call:
+    """The launches of a call, recorded as a CUDA graph: replayed, they do not wait for Python, as in training."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        call()
+    replay: Call = graph.replay
+    return replay
 
 
 def cache_bytes(device: str) -> int:
@@ -41,10 +66,10 @@ def cache_bytes(device: str) -> int:
     return max((int(p.read_text().strip().rstrip("K")) << 10 for p in sizes), default=32 << 20)
 
 
-def rotating(make: Callable[[], list[Tensor]], size: int, device: str) -> Iterator[list[Tensor]]:
-    """Inputs of `size` bytes in turn, enough to fill the cache twice, but 64 sets and 2 GB at most."""
+def input_sets(make: Callable[[], list[Tensor]], size: int, device: str) -> list[list[Tensor]]:
+    """Inputs of `size` bytes, to be taken in turn: enough to fill the cache twice, but 64 sets and 2 GB at most."""
     sets = max(2, min(2 * cache_bytes(device), 2 << 30) // max(1, size) + 1)
-    return cycle([make() for _ in range(min(sets, 64))])
+    return [make() for _ in range(min(sets, 64))]
 
 
 @cache

@@ -1,5 +1,6 @@
 """A function whose launches are recorded on a GPU once and replayed: they no longer wait for Python to order them."""
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -33,6 +34,7 @@ class Stream:
     def record(self, call: Callable[[], object]) -> Callable[[], object]:
         """What replays it; it is not run yet."""
         graph = torch.cuda.CUDAGraph()
+        gc.collect()  # a tensor or graph of before, freed while this one is recorded, would spoil it
         # Other threads, the pipeline's, go on allocating and asking for events meanwhile.
         mode = {"capture_error_mode": "thread_local"}
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, **mode):  # type: ignore[arg-type]

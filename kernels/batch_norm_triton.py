@@ -16,7 +16,14 @@ from torch import Tensor
 from kernels.arguments import row_pitch
 from kernels.maps import empty_map, slices
 from kernels.traffic import Pass
-from kernels.tuning import BATCH_NORM, BATCH_NORM_COMBINE, BATCH_NORM_NARROW, BATCH_NORM_PROGRAMS, Launch
+from kernels.tuning import (
+    BATCH_NORM,
+    BATCH_NORM_COMBINE,
+    BATCH_NORM_NARROW,
+    BATCH_NORM_PROGRAMS,
+    BATCH_NORM_SUMS,
+    Launch,
+)
 
 
 @triton.jit
@@ -51,6 +58,7 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
     TILES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     chunk, which = tl.program_id(0), tl.program_id(1) // TILES
     x_ptr, pitch, width = _pick(x_ptrs, which), _pick_size(x_pitches, which), _pick_size(widths, which)
@@ -63,7 +71,7 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
     count = 0.0
     mean = tl.zeros([BLOCK_CHANNELS], tl.float32)
     m2 = tl.zeros([BLOCK_CHANNELS], tl.float32)
-    for start in range(first, last, BLOCK_ROWS):
+    for start in tl.range(first, last, BLOCK_ROWS, num_stages=STAGES):
         row = start + tl.arange(0, BLOCK_ROWS).to(tl.int64)
         inside = (row < last)[:, None] & wanted[None, :]
         x = tl.load(x_ptr + row[:, None] * pitch + column[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -194,6 +202,7 @@ def _sums_kernel(  # type: ignore[no-untyped-def]
     TILES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     chunk, which = tl.program_id(0), tl.program_id(1) // TILES
     column = (tl.program_id(1) % TILES) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -208,7 +217,7 @@ def _sums_kernel(  # type: ignore[no-untyped-def]
     last = tl.minimum(first + rows_each, rows)
     sums = tl.zeros([BLOCK_CHANNELS], tl.float32)
     products = tl.zeros([BLOCK_CHANNELS], tl.float32)
-    for start in range(first, last, BLOCK_ROWS):
+    for start in tl.range(first, last, BLOCK_ROWS, num_stages=STAGES):
         row = (start + tl.arange(0, BLOCK_ROWS).to(tl.int64))[:, None]
         inside = (row < last) & wanted[None, :]
         x = tl.load(x_ptr + row * x_pitch + column[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -293,36 +302,34 @@ class Grid:
     """How programs share the rows and channels of several maps.
 
     Attributes:
-        launch: row of the tuning table.
+        launch, sums: rows of the tuning table, where maps are written and where sums over the rows are made.
         rows: N·H·W.
         widths, offsets: channels of each map, and where they begin in the concatenation.
         total: channels of all maps.
-        tiles: programs that share the channels of the widest map.
         chunks, rows_each: programs that share the rows where sums are made, and rows of each.
     """
 
     launch: Launch
+    sums: Launch
     rows: int
     widths: tuple[int, ...]
     offsets: tuple[int, ...]
     total: int
-    tiles: int
     chunks: int
     rows_each: int
 
     @property
-    def reduction(self) -> tuple[int, int]:
-        """Programs that make sums."""
-        return self.chunks, self.tiles * len(self.widths)
+    def reduction(self) -> tuple[tuple[int, int], dict[str, int]]:
+        """Programs that make sums, and their options."""
+        tiles = _tiles(self.widths, self.sums)
+        return (self.chunks, tiles * len(self.widths)), {"TILES": tiles, **self.sums.options}
 
     @property
-    def elementwise(self) -> tuple[int, int]:
-        """Programs that write a map."""
-        return triton.cdiv(self.rows, self.launch.blocks["BLOCK_ROWS"]), self.tiles * len(self.widths)
-
-    @property
-    def options(self) -> dict[str, int]:
-        return {"TILES": self.tiles, **self.launch.options}
+    def elementwise(self) -> tuple[tuple[int, int], dict[str, int]]:
+        """Programs that write a map, and their options."""
+        tiles = _tiles(self.widths, self.launch)
+        programs = triton.cdiv(self.rows, self.launch.blocks["BLOCK_ROWS"]), tiles * len(self.widths)
+        return programs, {"TILES": tiles, **self.launch.options}
 
     def combine(self, columns: int) -> tuple[tuple[int], dict[str, int]]:
         """Programs and options where the programs' sums are joined."""
@@ -330,23 +337,34 @@ class Grid:
         return (programs,), {"CHUNKS": triton.next_power_of_2(self.chunks), **BATCH_NORM_COMBINE.options}
 
 
+def _tiles(widths: Sequence[int], launch: Launch) -> int:
+    """Programs that share the channels of the widest map."""
+    tiles: int = triton.cdiv(max(widths), launch.blocks["BLOCK_CHANNELS"])
+    return tiles
+
+
+def launches(widths: Sequence[int]) -> tuple[Launch, Launch]:
+    """Rows of the tuning table for maps of these widths: where maps are written, and where sums are made."""
+    narrow = max(widths) <= BATCH_NORM_NARROW.blocks["BLOCK_CHANNELS"]
+    return BATCH_NORM_NARROW if narrow else BATCH_NORM, BATCH_NORM_SUMS
+
+
 def grid_of(xs: Sequence[Tensor]) -> Grid:
     widths = tuple(x.shape[1] for x in xs)
     edges = (0, *accumulate(widths))
-    launch = BATCH_NORM_NARROW if max(widths) <= BATCH_NORM_NARROW.blocks["BLOCK_CHANNELS"] else BATCH_NORM
+    launch, sums = launches(widths)
     n, _, h, w = xs[0].shape
-    row_tiles = triton.cdiv(n * h * w, launch.blocks["BLOCK_ROWS"])
-    tiles = triton.cdiv(max(widths), launch.blocks["BLOCK_CHANNELS"])
-    each = triton.cdiv(row_tiles, max(1, BATCH_NORM_PROGRAMS // (tiles * len(xs))))
+    row_tiles = triton.cdiv(n * h * w, sums.blocks["BLOCK_ROWS"])
+    each = triton.cdiv(row_tiles, max(1, BATCH_NORM_PROGRAMS // (_tiles(widths, sums) * len(xs))))
     return Grid(
         launch,
+        sums,
         n * h * w,
         widths,
         edges[:-1],
         edges[-1],
-        tiles,
         chunks=triton.cdiv(row_tiles, each),
-        rows_each=each * launch.blocks["BLOCK_ROWS"],
+        rows_each=each * sums.blocks["BLOCK_ROWS"],
     )
 
 
@@ -359,12 +377,12 @@ def _statistics(xs: Sequence[Tensor], eps: float) -> Tensor:
     grid, device = grid_of(xs), xs[0].device
     parts = torch.empty((grid.chunks, 2 * grid.total), dtype=torch.float32, device=device)
     statistics = torch.empty((3, grid.total), dtype=torch.float32, device=device)
-    _statistics_kernel[grid.reduction](
-        *(tuple(xs), _pitches(xs), grid.widths, grid.offsets, parts, grid.rows, grid.rows_each, grid.total),
-        **grid.options,
+    programs, options = grid.reduction
+    _statistics_kernel[programs](
+        *(tuple(xs), _pitches(xs), grid.widths, grid.offsets, parts, grid.rows, grid.rows_each, grid.total), **options
     )
-    programs, options = grid.combine(grid.total)
-    _combine_statistics_kernel[programs](
+    combining, options = grid.combine(grid.total)
+    _combine_statistics_kernel[combining](
         parts, statistics, grid.rows, grid.rows_each, grid.total, grid.chunks, eps, **options
     )
     return statistics
@@ -387,13 +405,14 @@ def forward(
         statistics = _statistics(xs, eps) if training else xs[0].new_empty((3, 0), dtype=torch.float32)
         means, spreads = of_each(xs, statistics, running, training)
         grid = grid_of(xs)
-        _normalize_kernel[grid.elementwise](
+        programs, options = grid.elementwise
+        _normalize_kernel[programs](
             *(tuple(xs), tuple(weights), tuple(biases), means, spreads, tuple(ys), residual),
             *(_pitches(xs), _pitches(ys), 0 if residual is None else row_pitch(residual)),
             *(grid.widths, grid.rows, eps, scale),
             FROM_VARIANCE=not training,
             RELU=relu,
-            **grid.options,
+            **options,
         )
     return statistics
 
@@ -429,17 +448,20 @@ def backward(
     grad_residual = None if y is None else empty_map(y)
     inputs = (tuple(grads), tuple(xs), y, tuple(weights), tuple(biases), tuple(means), tuple(spreads))
     pitches = (_pitches(grads), _pitches(xs), 0 if y is None else row_pitch(y))
-    modes = {"FROM_VARIANCE": not training, "RELU": relu, **grid.options}
+    modes = {"FROM_VARIANCE": not training, "RELU": relu}
     with torch.cuda.device_of(xs[0]):  # type: ignore[no-untyped-call]
-        _sums_kernel[grid.reduction](
-            *(*inputs, parts, *pitches, grid.widths, grid.offsets, grid.rows, grid.rows_each, grid.total, eps), **modes
+        programs, options = grid.reduction
+        _sums_kernel[programs](
+            *(*inputs, parts, *pitches, grid.widths, grid.offsets, grid.rows, grid.rows_each, grid.total, eps),
+            **(modes | options),
         )
-        programs, options = grid.combine(2 * grid.total)
-        _combine_sums_kernel[programs](parts, sums, 2 * grid.total, grid.chunks, scale, **options)
-        _grad_x_kernel[grid.elementwise](
+        combining, options = grid.combine(2 * grid.total)
+        _combine_sums_kernel[combining](parts, sums, 2 * grid.total, grid.chunks, scale, **options)
+        programs, options = grid.elementwise
+        _grad_x_kernel[programs](
             *(*inputs, sums if training else None, tuple(places), grad_residual),
             *(*pitches, _pitches(places), grid.widths, grid.offsets, grid.rows, grid.total, eps, scale),
-            **modes,
+            **(modes | options),
         )
     return sums, grad_residual
 

@@ -39,14 +39,15 @@ def _max_pool_fwd_kernel(  # type: ignore[no-untyped-def]
     out_width,
     rows,
     channels,
+    INDEX: tl.constexpr,  # type of a row's number: divisions in 64 bits take several times as long
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row = tl.program_id(0).to(INDEX) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     inside = (row < rows)[:, None] & (column < channels)[None, :]
     image, i, j = row // out_width // out_height, row // out_width % out_height, row % out_width
-    corner = (image * height + 2 * i) * width + 2 * j
+    corner = (image.to(tl.int64) * height + 2 * i) * width + 2 * j
     best = tl.full([BLOCK_ROWS, BLOCK_CHANNELS], float("-inf"), tl.float32)
     tap = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.int32)
     for a in tl.static_range(3):
@@ -55,7 +56,7 @@ def _max_pool_fwd_kernel(  # type: ignore[no-untyped-def]
             x = tl.load(x_ptr + (at[:, None] + column[None, :]), mask=inside, other=0.0).to(tl.float32)
             larger = (x > best) | (x != x)  # a NaN must come through
             best, tap = tl.where(larger, x, best), tl.where(larger, 3 * a + b, tap)
-    at = row[:, None] * channels + column[None, :]
+    at = row.to(tl.int64)[:, None] * channels + column[None, :]
     tl.store(y_ptr + at, best.to(y_ptr.dtype.element_ty), mask=inside)
     tl.store(tap_ptr + at, tap.to(tl.uint8), mask=inside)
 
@@ -72,10 +73,11 @@ def _max_pool_bwd_kernel(  # type: ignore[no-untyped-def]
     out_width,
     rows,
     channels,
+    INDEX: tl.constexpr,  # type of a row's number: divisions in 64 bits take several times as long
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row = tl.program_id(0).to(INDEX) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     wanted = column < channels
     image, down, right = row // width // height, row // width % height, row % width
@@ -86,11 +88,11 @@ def _max_pool_bwd_kernel(  # type: ignore[no-untyped-def]
             a, b = down - 2 * i, right - 2 * j
             holds = (row < rows) & (i >= 0) & (j >= 0) & (i < out_height) & (j < out_width) & (a < 3) & (b < 3)
             inside = holds[:, None] & wanted[None, :]
-            window = (image * out_height + i) * out_width + j
+            window = (image.to(tl.int64) * out_height + i) * out_width + j
             tap = tl.load(tap_ptr + (window[:, None] * channels + column[None, :]), mask=inside, other=255)
             grad = tl.load(grad_ptr + (window[:, None] * grad_pitch + column[None, :]), mask=inside, other=0.0)
-            total += tl.where(tap.to(tl.int64) == (3 * a + b)[:, None], grad.to(tl.float32), 0.0)
-    at = row[:, None] * channels + column[None, :]
+            total += tl.where(tap.to(INDEX) == (3 * a + b)[:, None], grad.to(tl.float32), 0.0)
+    at = row.to(tl.int64)[:, None] * channels + column[None, :]
     inside = (row < rows)[:, None] & wanted[None, :]
     tl.store(grad_x_ptr + at, total.to(grad_x_ptr.dtype.element_ty), mask=inside)
 
@@ -104,6 +106,11 @@ def _grid(x: Tensor) -> tuple[int, int]:
     n, channels, h, w = x.shape
     tile = MAX_POOL.blocks
     return triton.cdiv(n * h * w, tile["BLOCK_ROWS"]), triton.cdiv(channels, tile["BLOCK_CHANNELS"])
+
+
+def _index(rows: int) -> Any:
+    """The narrowest type for the number of a row, and of those that only fill up the last tile."""
+    return tl.int32 if rows + MAX_POOL.blocks["BLOCK_ROWS"] < 1 << 31 else tl.int64
 
 
 def _taps(x: Tensor) -> list[Tensor]:
@@ -121,7 +128,7 @@ def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
         rows = n * y.shape[2] * y.shape[3]
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             _max_pool_fwd_kernel[_grid(y)](
-                x, y, tap, row_pitch(x), h, w, *y.shape[2:], rows, channels, **MAX_POOL.options
+                x, y, tap, row_pitch(x), h, w, *y.shape[2:], rows, channels, INDEX=_index(rows), **MAX_POOL.options
             )
     elif x.numel():
         values, taps = torch.stack(_taps(x)).max(0)
@@ -140,9 +147,12 @@ def _backward(grad: Tensor, tap: Tensor, height: int, width: int) -> Tensor:
             place += grad * (tap == number)
         return grad_x
     grad = channels_last(grad)
+    rows = n * height * width
     with torch.cuda.device_of(grad):  # type: ignore[no-untyped-call]
         _max_pool_bwd_kernel[_grid(grad_x)](
-            grad, tap, grad_x, row_pitch(grad), height, width, h, w, n * height * width, channels, **MAX_POOL.options
+            *(grad, tap, grad_x, row_pitch(grad), height, width, h, w, rows, channels),
+            INDEX=_index(rows),
+            **MAX_POOL.options,
         )
     return grad_x
 

@@ -7,14 +7,13 @@ conv1x1_residual_relu takes, or a residual connection beside batch norm.
 from typing import Any
 
 import triton
+import triton.language as tl
 
 from kernels import asymmetric, batch_norm_triton, bce, conv1x1, pixels, pool, residual
 from kernels.machine_code import Variant
 from kernels.tuning import (
     ASYMMETRIC_LOSS,
-    BATCH_NORM,
     BATCH_NORM_COMBINE,
-    BATCH_NORM_NARROW,
     CONV1X1_DEEP,
     CONV1X1_FLOAT32,
     CONV1X1_MASK,
@@ -121,25 +120,25 @@ def _batch_norm(widths: tuple[int, ...], size: int) -> list[Variant]:
     """
     maps, n = len(widths), 32 * size * size * sum(widths)
     channels = " + ".join(map(str, widths))
-    launch = BATCH_NORM_NARROW if max(widths) <= BATCH_NORM_NARROW.blocks["BLOCK_CHANNELS"] else BATCH_NORM
-    tiles = triton.cdiv(max(widths), launch.blocks["BLOCK_CHANNELS"])
+    elementwise, sums = batch_norm_triton.launches(widths)
     of_each = (
         {f"{name}_ptrs": ("*T",) * maps for name in ("x", "y", "grad", "grad_x")}
         | {f"{name}_ptrs": ("*fp32",) * maps for name in ("weight", "bias", "mean", "spread")}
         | {f"{name}_pitches": ("i32",) * maps for name in ("x", "y", "grad", "grad_x")}
         | {name: ("i32",) * maps for name in ("widths", "offsets")}
     )
-    constants = {"FROM_VARIANCE": False, "RELU": True, "TILES": tiles}
+    constants = {"FROM_VARIANCE": False, "RELU": True}
     none = {"y_ptr": None, "residual_ptr": None, "grad_residual_ptr": None}
 
     def variant(name: str, kernel: Any, passes: int, store: int, **residual: str) -> Variant:
-        names = kernel.arg_names
+        names, launch = kernel.arg_names, sums if "part_ptr" in kernel.arg_names else elementwise
+        tiles = {"TILES": triton.cdiv(max(widths), launch.blocks["BLOCK_CHANNELS"])}
         given = {k: v for k, v in (of_each | _SIZES | _PASSES | residual).items() if k in names}
         return Variant(
             name=f"batch_norm {name}, {channels} channels",
             kernel=kernel,
             arguments=given,
-            constants={k: v for k, v in (none | constants).items() if k in names and k not in given},
+            constants=tiles | {k: v for k, v in (none | constants).items() if k in names and k not in given},
             launch=launch,
             shape=f"32×({channels})×{size}×{size}" if maps > 1 else f"32×{channels}×{size}×{size}",
             bytes=lambda item: passes * n * item,
@@ -202,7 +201,7 @@ _BATCH_NORM = [
 _BATCH_NORM += _batch_norm((384, 256, 256), 8)
 _BATCH_NORM += [
     variant
-    for chunks, total in ((22, 896), (64, 384), (108, 256), (170, 192), (506, 32))
+    for chunks, total in ((8, 896), (16, 192), (21, 768), (58, 256), (81, 128), (172, 64), (487, 32))
     for variant in _combine(chunks, total)
 ]
 
@@ -213,7 +212,7 @@ _POOL = [
         name=name,
         kernel=kernel,
         arguments={pointer: "*T" for pointer in pointers} | {"tap_ptr": "*u8", pitch: "i32"} | _POOL_SIZES,
-        constants={},
+        constants={"INDEX": tl.int32},
         launch=MAX_POOL,
         shape="32×64×157×157",
         bytes=lambda item: 32 * 64 * (157 * 157 * item + 78 * 78 * (item + 1)),

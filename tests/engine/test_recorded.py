@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine import step as step_module
-from engine.config import resolve
+from engine.config import Device, resolve
 from engine.device import decide
 from engine.model import Conv, ConvNormRelu, InceptionResidual, Stage
 from engine.recorded import Recorded
@@ -71,16 +71,16 @@ class TapeStream:
         return replay
 
 
-def step_of(recorded: bool, **changes: object) -> Step:
+def step_of(recorded: bool, device: Device = "cpu", **changes: object) -> Step:
     torch.manual_seed(0)
     branches: list[list[Conv]] = [[(8, 1, 1, 0)], [(8, 1, 1, 0), (8, 3, 1, 1)]]
     blocks = Stage(*(InceptionResidual(16, branches, 0.2) for _ in range(2)))
     end = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(16, LABELS))
     model = nn.Sequential(ConvNormRelu(3, (16, 3, 2, 0)), blocks, *end)
-    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     config = resolve("demo", changes)
-    placement = replace(decide("cpu", False, "off"), recorded=recorded)
-    return Step(config, placement, model, torch.rand(LABELS) + 1)
+    placement = replace(decide(device, False, "off"), recorded=recorded)
+    return Step(config, placement, model, (torch.rand(LABELS) + 1).to(device))
 
 
 def train(step: Step, sizes: list[int]) -> list[float]:
@@ -91,7 +91,8 @@ def train(step: Step, sizes: list[int]) -> list[float]:
         for place in range(together):
             images = torch.randn(BATCH, 3, 9, 9, generator=data).contiguous(memory_format=torch.channels_last)
             targets = torch.rand(BATCH, LABELS, generator=data) < 0.4
-            losses.append(step.add_gradient(images, targets, place == 0, together).item())
+            given = (t.to(step.placement.device) for t in (images, targets))
+            losses.append(step.add_gradient(*given, place == 0, together).item())
         step.update(2.0 ** -(7 + number))  # exact in float32, as the recorded rate is
     return losses
 
@@ -139,6 +140,27 @@ def test_a_run_may_go_on_recorded_or_not(after: bool) -> None:
     rest.restore(before.state())
     assert train(rest, [1] * 5) == due
     assert rest.optimizer.param_groups[0]["capturable"] == after
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [({}, [1] * 8), ({"ema_decay": 0.5, "clip_grad_norm": 0.1}, [3, 3, 2, 3, 1, 3, 3])],
+    ids=["plain", "everything"],
+)
+def test_cuda_graphs_are_the_steps(changes: dict[str, object], sizes: list[int]) -> None:
+    """On a GPU, within what its libraries' order of sums allows."""
+    plain, recorded = step_of(False, "cuda", **changes), step_of(True, "cuda", **changes)
+    for step in (plain, recorded):
+        next(m for m in step.model.modules() if isinstance(m, nn.Dropout)).p = 0.0
+    due = train(plain, sizes)
+    assert train(recorded, sizes) == pytest.approx(due, rel=1e-3)
+    assert isinstance(recorded._add_first, Recorded)
+    assert recorded._add_first.replay is not None
+    own = plain.model.state_dict()
+    for name, t in recorded.model.state_dict().items():
+        torch.testing.assert_close(t, own[name], rtol=1e-2, atol=1e-3)
 
 
 def test_other_inputs_than_the_recorded_ones_are_refused() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import triton
+import triton.language as tl
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
@@ -69,6 +70,8 @@ def test_offsets_have_64_bits(name: str) -> None:
     """Past 2^31 elements a product of 32 bits would wrap around, whatever the bits of the sizes."""
     variant = VARIANTS[name]
     constants = {**variant.constants, **variant.launch.blocks}
+    if "INDEX" in constants:
+        constants["INDEX"] = tl.int64  # as it is for so many rows
     compiled = triton.compile(
         ASTSource(variant.kernel, typed(variant, variant.dtypes[-1]), constants), target=GPUTarget("cuda", 90, 32)
     )
@@ -145,11 +148,12 @@ def test_wrong_command(arguments: tuple[str, ...], message: str) -> None:
 
 
 class Launches(TorchDispatchMode):
-    """Forms of the batch norm kernels that operators launch: tile sizes and number of maps, and programs to join."""
+    """Forms of the batch norm kernels that operators launch: whether they make sums, tile sizes and number of maps; and
+    programs to join."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.maps: set[tuple[int, int]] = set()
+        self.maps: set[tuple[bool, int, int]] = set()
         self.chunks: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -157,7 +161,8 @@ class Launches(TorchDispatchMode):
         if name.startswith("manylabel.batch_norm"):
             xs = args[1] if "backward" in name else args[0]
             grid = grid_of(xs)
-            self.maps.add((grid.launch.blocks["BLOCK_CHANNELS"], len(xs)))
+            for launch in (grid.launch, grid.sums):
+                self.maps.add((launch is grid.sums, launch.blocks["BLOCK_CHANNELS"], len(xs)))
             self.chunks.add(triton.next_power_of_2(grid.chunks))
         return func(*args, **(kwargs or {}))
 
@@ -168,7 +173,9 @@ def test_what_the_network_launches_is_compiled() -> None:
         InceptionResNetV1(20)(torch.empty(32, 3, 320, 320)).sum().backward()
     compiled = [v for v in VARIANTS.values() if v.name.startswith("batch_norm")]
     maps = {
-        (v.launch.blocks["BLOCK_CHANNELS"], len(v.arguments["x_ptrs"])) for v in compiled if "x_ptrs" in v.arguments
+        ("part_ptr" in v.arguments, v.launch.blocks["BLOCK_CHANNELS"], len(v.arguments["x_ptrs"]))
+        for v in compiled
+        if "x_ptrs" in v.arguments
     }
     assert launches.maps == maps
     assert launches.chunks == {v.constants["CHUNKS"] for v in compiled if "CHUNKS" in v.constants}
