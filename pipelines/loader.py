@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,25 @@ class Request:
     draws: Draws | None
 
 
+class Held:
+    """What DALI handed over and the GPU may not have read yet: as soon as Python lets go of it, DALI fills it again.
+
+    Python orders steps far faster than a GPU takes them, so it waits here for the batch before the last one.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[torch.cuda.Event, Any]] = deque()
+
+    def keep(self, outputs: Any) -> None:
+        """Until all that has been ordered on the current stream is done, or longer."""
+        event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self.waiting.append((event, outputs))
+        if len(self.waiting) > PREFETCH:
+            self.waiting[0][0].synchronize()
+            self.waiting.popleft()
+
+
 @dataclass
 class PictureStream:
     """Runs the picture graph over requests; replaces pictures that went bad since they were checked.
@@ -75,7 +95,7 @@ class PictureStream:
         Raises:
             InputError: no picture of a batch and its neighbours can be decoded any more.
         """
-        number, run = start, self._pipeline(start)
+        number, run, held = start, self._pipeline(start), Held()
         while True:
             try:
                 images, rows, *decoded = run()
@@ -87,7 +107,10 @@ class PictureStream:
                 continue
             if decoded and self.memory is not None:
                 self._keep(number, decoded[0])
-            yield Batch(_normalised(_tensor(images), self.spec), _tensor(rows).view(-1))
+            batch = Batch(_normalised(_tensor(images), self.spec), _tensor(rows).view(-1))
+            if self.spec.placement == "gpu":
+                held.keep(images)
+            yield batch
             number += 1
 
     def _pipeline(self, start: int) -> Callable[[], Any]:

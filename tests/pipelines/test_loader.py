@@ -1,6 +1,7 @@
 """Batches: the right pixels, each row once, the same wherever a stream starts, and none lost to a bad file."""
 
 import os
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipelines.augment import MEAN, STD, PictureSpec
 from pipelines.dataset import Dataset
 from pipelines.draws import draw
 from pipelines.errors import InputError
-from pipelines.loader import TrainingPlan, evaluation_stream, training_stream
+from pipelines.loader import Held, TrainingPlan, evaluation_stream, training_stream
 from pipelines.memory import PictureMemory, picture_memory
 from pipelines.read import read_dataset
 
@@ -69,6 +70,70 @@ def test_a_batch_is_not_overwritten_by_later_ones(dataset: Dataset) -> None:
     for _ in range(6):
         next(stream)
     assert torch.equal(first.images, copy)
+
+
+class Outputs:
+    """In place of DALI's."""
+
+
+def test_what_a_gpu_still_reads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DALI fills outputs again as soon as nobody holds them, whatever a GPU that lags behind has yet to do."""
+    done: list[int] = []
+
+    class Event:
+        made = 0
+
+        def __init__(self) -> None:
+            self.number, Event.made = Event.made, Event.made + 1
+
+        def record(self) -> None: ...
+
+        def synchronize(self) -> None:
+            done.append(self.number)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    held, outputs = Held(), []
+    for number in range(6):
+        given = Outputs()
+        outputs.append(weakref.ref(given))
+        held.keep(given)
+        del given
+        gone = [i for i, output in enumerate(outputs) if output() is None]
+        assert gone == done == list(range(max(0, number - 1)))
+
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@pytest.mark.gpu
+@GPU
+def test_batches_are_not_overwritten_under_a_gpu_that_lags(dataset: Dataset) -> None:
+    """Each batch waits behind 20 ms of the GPU's time, as behind a step, while the pipeline makes the next."""
+    spec = replace(SPEC, placement="gpu", dtype="bfloat16")
+    found = []
+    for lag in (0, 40_000_000):
+        stream = training_stream(dataset.root, dataset.files, plan_of(dataset), spec).batches()
+        sums = []
+        for _, batch in zip(range(30), stream, strict=False):
+            if lag:
+                torch.cuda._sleep(lag)
+            else:
+                torch.cuda.synchronize()
+            sums.append(batch.images.float().sum((1, 2, 3)))
+        found.append(torch.stack(sums).cpu())
+    assert torch.equal(*found)
+
+
+@pytest.mark.gpu
+@GPU
+@pytest.mark.parametrize("augment", [True, False])
+def test_both_placements_draw_the_same(dataset: Dataset, augment: bool) -> None:
+    """A GPU decodes and resamples with roundings of its own."""
+    both = []
+    for spec in (SPEC, replace(SPEC, placement="gpu")):
+        stream = training_stream(dataset.root, dataset.files, plan_of(dataset, augment=augment), spec)
+        both.append(next(stream.batches()).images.float().cpu() * STD)
+    assert (both[0] - both[1]).abs().mean() < 2
 
 
 @pytest.mark.parametrize("batch_size", [4, 7, 24, 50])
