@@ -10,12 +10,10 @@ Both presets have the same picture size, width and arithmetic. Each first takes 
 away, so that nothing is compiled on the clock; looking at validation is off the clock too (bench.race).
 """
 
-import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine import command
 from engine.config import Config, Device, Preset, resolve

@@ -10,7 +10,6 @@ import numpy as np
 
 from bench.race import Outcome
 from engine.config import Config, Preset
-from engine.figures import HEADLINE
 from engine.provenance import provenance
 from engine.run import write_json
 from engine.run_figures import COLOURS, save
