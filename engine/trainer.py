@@ -149,10 +149,7 @@ class Trainer:
             self.take_step(batches)
             if at.step // SHOW_EVERY > before // SHOW_EVERY:
                 advance(at.step, self.steps, self._figures())
-            if (
-                at.step // self.config.checkpoint_steps > before // self.config.checkpoint_steps
-                and at.step < self.steps
-            ):
+            if at.step // every > before // every and at.step < self.steps:
                 self.save()
 
     def take_step(self, batches: Iterator[Batch]) -> None:
