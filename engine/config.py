@@ -11,6 +11,7 @@ from pipelines.sampling import Sampling
 Preset = Literal["demo", "paper", "fast"]
 Device = Literal["auto", "cpu", "cuda"]
 Compile = Literal["auto", "on", "off"]
+Optimizer = Literal["adam", "muon"]
 Schedule = Literal["constant", "one-cycle", "cosine"]
 
 SMALLEST_IMAGE = 75  # the network's last reduction has no pixel left below
@@ -49,6 +50,7 @@ class Config:
 
     epochs: int = 20
     batch_size: int = 32
+    optimizer: Optimizer = "adam"
     lr: float = 0.001
     schedule: Schedule = "constant"
     patience: int | None = 3

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from engine import command
-from engine.config import Compile, Config, Device, Preset, Schedule, resolve
+from engine.config import Compile, Config, Device, Optimizer, Preset, Schedule, resolve
 from pipelines.dataset import Layout
 from pipelines.errors import InputError
 from pipelines.sampling import Sampling
@@ -46,6 +46,8 @@ class Arguments:
     """Side of the square picture that the network is given, in pixels."""
     width: float | None = None
     """Factor on the network's channels."""
+    optimizer: Optimizer | None = None
+    """muon: steps of the convolutions' weights are made orthogonal; the others are Adam's as before."""
     lr: float | None = None
     """Learning rate; of a schedule, its peak."""
     schedule: Schedule | None = None

@@ -114,8 +114,8 @@ def test_the_whole_command(table: Make, tmp_path: Path, monkeypatch: pytest.Monk
     found = json.loads((out / "speedrun.json").read_text())
     assert found["configs"]["paper"]["epochs"] == 3
     assert [found["configs"][name]["preset"] for name in ("paper", "fast")] == ["paper", "fast"]
-    assert [list(race["runs"]) for race in found["races"]] == [["paper", "sprint", "fast"]] * 2
-    for run in (run for race in found["races"] for run in race["runs"].values()):
+    assert [list(seed["runs"]) for seed in found["races"]] == [["paper", "sprint", "fast"]] * 2
+    for run in (run for seed in found["races"] for run in seed["runs"].values()):
         assert run["seconds"] == run["looks"][-1]["seconds"] > 0
         assert set(run["final"]) == {"val"}
     assert found["rarest_labels"] == rarest(read_dataset(root)) == ["bird"]

@@ -61,14 +61,14 @@ def dataset(table: Make) -> Dataset:
     return read_dataset(table(), val_fraction=0.25)
 
 
-@pytest.mark.parametrize("stop_at", [0, 3, 7], ids=lambda n: f"after-{n}")
-def test_resuming_ends_bit_identical(dataset: Dataset, tmp_path: Path, stop_at: int) -> None:
+@pytest.mark.parametrize(("stop_at", "optimizer"), [(0, "adam"), (3, "muon"), (7, "adam")])
+def test_resuming_ends_bit_identical(dataset: Dataset, tmp_path: Path, stop_at: int, optimizer: str) -> None:
     """Stopped before the first step, inside the first epoch, and in its validation or after it."""
-    trainer_of(dataset, tmp_path / "whole").fit()
-    stopped = trainer_of(dataset, tmp_path / "parts", stop_at)
+    trainer_of(dataset, tmp_path / "whole", optimizer=optimizer).fit()
+    stopped = trainer_of(dataset, tmp_path / "parts", stop_at, optimizer=optimizer)
     with pytest.raises(Stopped):
         stopped.fit()
-    again = trainer_of(dataset, tmp_path / "parts")
+    again = trainer_of(dataset, tmp_path / "parts", optimizer=optimizer)
     again.restore()
     assert asdict(again.progress) == asdict(stopped.progress)
     again.fit()
