@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pipelines.dataset import Layout
 from pipelines.errors import InputError
-from pipelines.sampling import Sampling
+from pipelines.sampling import ClassWeights, Sampling
 
 Preset = Literal["demo", "paper", "fast"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -59,7 +59,7 @@ class Config:
     ema_decay: float | None = None
     sampling: Sampling = "oversample"
     oversample_target: int | None = None
-    class_weights: bool = False
+    class_weights: ClassWeights = "off"
     augment: bool = True
 
     amp: bool = False

@@ -11,7 +11,7 @@ from engine import command
 from engine.config import Compile, Config, Device, Optimizer, Preset, Schedule, resolve
 from pipelines.dataset import Layout
 from pipelines.errors import InputError
-from pipelines.sampling import Sampling
+from pipelines.sampling import ClassWeights, Sampling
 
 if TYPE_CHECKING:
     from engine.device import Placement
@@ -68,8 +68,8 @@ class Arguments:
     oversample_target: int | None = None
     """Pictures that each label shall have when oversampling, and below which repeat-factor repeats; by default
     2,500, scaled down below 30,000 pictures."""
-    class_weights: bool = False
-    """Weigh positive cases in the loss by negatives / positives of the label."""
+    class_weights: ClassWeights | None = None
+    """Weigh positive cases in the loss by negatives / positives of the label (full), or by the root of that (root)."""
     augment: bool = True
     """Flip, rotation, crop and colour jitter."""
     device: Device | None = None

@@ -92,12 +92,11 @@ class Trainer:
             keep_freed_memory()
         torch.manual_seed(config.seed)
         self.model = InceptionResNetV1(len(dataset.labels), config.width, config.dropout, config.block8)
-        weight = torch.from_numpy(positive_weights(self.plan.targets)) if config.class_weights else None
-        odds = torch.from_numpy(label_odds(self.plan.targets))
-        self.model.start_at(odds if weight is None else odds * weight)
+        weight = torch.from_numpy(positive_weights(self.plan.targets, config.class_weights))
+        self.model.start_at(torch.from_numpy(label_odds(self.plan.targets)) * weight)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.targets = torch.from_numpy(dataset.targets).to(device)
-        self.step = Step(config, placement, self.model, None if weight is None else weight.to(device))
+        self.step = Step(config, placement, self.model, None if config.class_weights == "off" else weight.to(device))
         self.progress = Progress()
         self.memory = None if device.type == "cuda" else picture_memory(config.picture_memory)
 
