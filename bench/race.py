@@ -88,8 +88,8 @@ def race(
 ) -> Outcome:
     """Trains for `trainer.total` batches as engine.train does, and looks every so many seconds.
 
-    The network of the lowest validation loss at the end of an epoch is kept, as engine.train keeps it, and the same
-    early stopping ends it; the end of the last batch counts as an epoch's.
+    The network is kept that engine.train keeps: with early stopping that of the epoch with the lowest validation loss,
+    else the last. The end of the last batch counts as an epoch's.
 
     Args:
         trainer: new; it is spent on it.

@@ -127,7 +127,16 @@ def _fits(value: Any, kind: Any) -> bool:
 
 PRESETS: dict[Preset, dict[str, Any]] = {
     "paper": {},
-    "fast": {"schedule": "one-cycle", "lr": 0.003, "patience": None},
+    "fast": {
+        "optimizer": "muon",
+        "schedule": "one-cycle",
+        "lr": 0.006,
+        "batch_size": 64,
+        "epochs": 8,
+        "patience": None,
+        "sampling": "repeat-factor",
+        "class_weights": "root",
+    },
     "demo": {
         "schedule": "one-cycle",
         "lr": 0.003,

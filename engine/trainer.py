@@ -201,12 +201,12 @@ class Trainer:
             "data_wait_fraction": at.waited / max(at.stepping, 1e-9),
             "seconds": at.seconds,
         }
-        improved = self.end_epoch(line["val_loss"])
+        best = self.end_epoch(line["val_loss"])
         self.run.write_metrics([*self.run.metric_lines(), line])
         for name, value in line.items():
             if name != "epoch":
                 writer.add_scalar(name, value, at.epoch)
-        if improved:
+        if best:
             with self.evaluated():
                 self.save(best=True)
         self.save()
@@ -217,14 +217,17 @@ class Trainer:
         )
 
     def end_epoch(self, val_loss: float) -> bool:
-        """Progress goes on to the next epoch; whether the validation loss is the lowest so far."""
+        """Progress goes on to the next epoch; whether its network is the best so far, for best.pt.
+
+        By the validation loss where early stopping goes by it; without, the last, at the end of the rate's course.
+        """
         at = self.progress
         improved = val_loss < at.best_loss
         at.best_loss = min(at.best_loss, val_loss)
         at.stale = 0 if improved else at.stale + 1
         at.epoch, at.step, at.waited, at.stepping = at.epoch + 1, 0, 0.0, 0.0
         self.step.loss_sum.zero_()
-        return improved
+        return improved or self.config.patience is None
 
     def evaluated(self) -> AbstractContextManager[None]:
         """The weights that validation sees and best.pt keeps are in the network while the context lasts."""

@@ -479,13 +479,13 @@ def test_a_run_s_folder_taken_away_meanwhile_is_one_line(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = trainer_of(dataset, tmp_path / "run")
-    validate = trainer._predict
+    validate = trainer.predict
 
     def without_folder(split: str) -> object:
         shutil.rmtree(tmp_path / "run")
         return validate(split)
 
-    trainer._predict = without_folder  # type: ignore[method-assign, assignment]
+    trainer.predict = without_folder  # type: ignore[method-assign, assignment]
     with pytest.raises(SystemExit) as leaving:
         main(lambda: trainer.fit() or 0)  # type: ignore[func-returns-value]
     assert leaving.value.code == 2
