@@ -130,9 +130,9 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     "fast": {
         "optimizer": "muon",
         "schedule": "one-cycle",
-        "lr": 0.006,
+        "lr": 0.01,
         "batch_size": 64,
-        "epochs": 8,
+        "epochs": 6,
         "patience": None,
         "sampling": "repeat-factor",
         "class_weights": "root",
