@@ -153,10 +153,7 @@ def markdown(results: Results) -> str:
             lines.append(f"| {' | '.join([*cells, str(len(runs))])} |")
         lines.append("")
     return (
-        "\n".join(
-            [*lines, "Percent, mean ± standard deviation over seeds, of the epoch that each run keeps."]
-        )
-        + "\n"
+        "\n".join([*lines, "Percent, mean ± standard deviation over seeds, of the epoch that each run keeps."]) + "\n"
     )
 
 

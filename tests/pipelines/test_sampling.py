@@ -170,7 +170,7 @@ def test_positive_weights_are_clipped() -> None:
     targets[:250, 1] = True
     targets[:1, 2] = True
     assert positive_weights(targets, "full").tolist() == pytest.approx([0.05, 3.0, 20.0])
-    assert positive_weights(targets, "root").tolist() == pytest.approx([1.0, 3**0.5, 20**0.5])
+    assert positive_weights(targets, "root").tolist() == pytest.approx([2.0, 2.0, 20**0.5])
     assert positive_weights(targets, "off").tolist() == [1.0, 1.0, 1.0]
 
 
