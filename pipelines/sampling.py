@@ -153,8 +153,8 @@ def positive_weights(targets: NDArray[np.bool_], kind: ClassWeights, limit: floa
 
     "full": negatives / positives, as if both were equally many, clipped to [1/limit, limit]. "root": the root of that,
     and 2 at least. F1 is best where all of a probability of half that F1 or more is said to be there (Lipton, Elkan and
-    Naryanaswamy, "Optimal Thresholding of Classifiers to Maximize F1 Measure", 2014); a weight of 2 turns 1/3, the place
-    for an F1 of 2/3, into 1/2. "off": 1.
+    Naryanaswamy, "Optimal Thresholding of Classifiers to Maximize F1 Measure", 2014); a weight of 2 turns 1/3, which is
+    half of an F1 of 2/3, into 1/2. "off": 1.
     """
     positives = targets.sum(0)
     ratio = (len(targets) - positives) / np.maximum(positives, 1)
