@@ -25,7 +25,7 @@ ARMS: dict[Arm, Option] = {
     "baseline": Option("baseline", {"preset": "paper", "sampling": "uniform", "augment": False}, 65.10),
     "weights": Option(
         "class weights",
-        {"preset": "paper", "sampling": "uniform", "augment": False, "class_weights": "full"},
+        {"preset": "paper", "sampling": "uniform", "augment": False, "class_weights": True},
         68.21,
     ),
     "augmentation": Option("augmentation, oversampling", {"preset": "paper"}, 74.45),

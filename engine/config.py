@@ -6,12 +6,13 @@ from typing import Any, Literal, get_args, get_origin
 
 from pipelines.dataset import Layout
 from pipelines.errors import InputError
-from pipelines.sampling import ClassWeights, Sampling
+from pipelines.sampling import Sampling
 
 Preset = Literal["demo", "paper", "fast"]
 Device = Literal["auto", "cpu", "cuda"]
 Compile = Literal["auto", "on", "off"]
 Optimizer = Literal["adam", "muon"]
+BranchInit = Literal["he", "zero"]
 Schedule = Literal["constant", "one-cycle", "cosine"]
 
 SMALLEST_IMAGE = 75  # the network's last reduction has no pixel left below
@@ -22,6 +23,7 @@ LARGEST = {
     "epochs": 1_000_000,
     "batch_size": 65_536,
     "lr": 1000,
+    "positive_weight": 1000,
     "patience": 1_000_000,
     "accumulate": 1_000_000,
     "clip_grad_norm": 1e9,
@@ -45,6 +47,7 @@ class Config:
     image_size: int = 320
     width: float = 1.0
     dropout: float = 0.2
+    branch_init: BranchInit = "he"
     init: str | None = None
     block8: bool = False  # in networks whose weights came from facenet-pytorch; follows from `init`
 
@@ -59,7 +62,8 @@ class Config:
     ema_decay: float | None = None
     sampling: Sampling = "oversample"
     oversample_target: int | None = None
-    class_weights: ClassWeights = "off"
+    class_weights: bool = False
+    positive_weight: float = 1.0
     augment: bool = True
 
     amp: bool = False
@@ -69,7 +73,7 @@ class Config:
     picture_memory: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr", "width", "checkpoint_steps", "accumulate"):
+        for name in ("epochs", "batch_size", "lr", "width", "checkpoint_steps", "accumulate", "positive_weight"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
         if self.batch_size < 2:
@@ -132,10 +136,10 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "schedule": "one-cycle",
         "lr": 0.01,
         "batch_size": 64,
-        "epochs": 6,
+        "epochs": 5,
         "patience": None,
-        "sampling": "repeat-factor",
-        "class_weights": "root",
+        "positive_weight": 2.5,
+        "branch_init": "zero",
     },
     "demo": {
         "schedule": "one-cycle",

@@ -92,11 +92,15 @@ class Trainer:
             keep_freed_memory()
         torch.manual_seed(config.seed)
         self.model = InceptionResNetV1(len(dataset.labels), config.width, config.dropout, config.block8)
-        weight = torch.from_numpy(positive_weights(self.plan.targets, config.class_weights))
+        if config.branch_init == "zero":
+            self.model.start_without_branches()
+        weight = torch.full((len(dataset.labels),), config.positive_weight)
+        if config.class_weights:
+            weight *= torch.from_numpy(positive_weights(self.plan.targets))
         self.model.start_at(torch.from_numpy(label_odds(self.plan.targets)) * weight)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.targets = torch.from_numpy(dataset.targets).to(device)
-        self.step = Step(config, placement, self.model, None if config.class_weights == "off" else weight.to(device))
+        self.step = Step(config, placement, self.model, weight.to(device) if (weight != 1).any() else None)
         self.progress = Progress()
         self.memory = None if device.type == "cuda" else picture_memory(config.picture_memory)
 

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Sampling = Literal["uniform", "oversample", "weighted", "repeat-factor"]
-ClassWeights = Literal["off", "root", "full"]
 
 STUDY_TARGET, STUDY_ROWS = 2500, 30_000
 
@@ -148,19 +147,12 @@ def epoch_rows(
     return rng.permutation(rows)
 
 
-def positive_weights(targets: NDArray[np.bool_], kind: ClassWeights, limit: float = 20.0) -> NDArray[np.float32]:
-    """Weight of each label's positive cases in the loss, float32 [labels].
-
-    "full": negatives / positives, as if both were equally many, clipped to [1/limit, limit]. "root": the root of that,
-    and 2 at least. F1 is best where all of a probability of half that F1 or more is said to be there (Lipton, Elkan and
-    Naryanaswamy, "Optimal Thresholding of Classifiers to Maximize F1 Measure", 2014); a weight of 2 turns 1/3, which is
-    half of an F1 of 2/3, into 1/2. "off": 1.
-    """
+def positive_weights(targets: NDArray[np.bool_], limit: float = 20.0) -> NDArray[np.float32]:
+    """Weight of each label's positive cases in the loss: negatives / positives, clipped to [1/limit, limit]."""
     positives = targets.sum(0)
     ratio = (len(targets) - positives) / np.maximum(positives, 1)
-    weights: NDArray[np.float64] = np.clip(ratio, 1 / limit, limit)
-    weights = {"off": np.ones(len(ratio)), "root": np.sqrt(np.maximum(4, weights)), "full": weights}[kind]
-    return weights.astype(np.float32)
+    weights: NDArray[np.float32] = np.clip(ratio, 1 / limit, limit).astype(np.float32)
+    return weights
 
 
 def label_odds(targets: NDArray[np.bool_]) -> NDArray[np.float32]:

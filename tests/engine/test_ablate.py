@@ -43,7 +43,7 @@ def test_two_arms_from_beginning_to_end(table: Make, tmp_path: Path, monkeypatch
     assert found["splits"] == {"val": 2, "test": 6}
     configs = [Run(out / "runs" / f"{arm}-0").read_config() for arm in ("baseline", "weights")]
     assert [(c["augment"], c["sampling"], c["epochs"]) for c in configs] == [(False, "uniform", 1)] * 2
-    assert [c["class_weights"] for c in configs] == ["off", "full"]
+    assert [c["class_weights"] for c in configs] == [False, True]
     assert configs[0]["fingerprint"] == configs[1]["fingerprint"]
     rows = rows_of(out / "ablation.csv")
     expected = [(arm, split) for arm in ("baseline", "weights") for split in ("val", "test")]
@@ -179,16 +179,8 @@ def test_bad_input_begins_nothing(table: Make, tmp_path: Path, changes: dict[str
 
 
 def test_options_as_training_takes_them() -> None:
-    values = {"preset": "paper", "augment": False, "class_weights": "full", "width": None, "image_size": 96}
-    assert command_line(values) == [
-        "--preset",
-        "paper",
-        "--no-augment",
-        "--class-weights",
-        "full",
-        "--image-size",
-        "96",
-    ]
+    values = {"preset": "paper", "augment": False, "class_weights": True, "width": None, "image_size": 96}
+    assert command_line(values) == ["--preset", "paper", "--no-augment", "--class-weights", "--image-size", "96"]
 
 
 def results(labels: tuple[str, ...], arms: tuple[Arm, ...] = ("baseline", "ours"), seeds: int = 2) -> Results:

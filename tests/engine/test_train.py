@@ -188,10 +188,13 @@ def test_early_stopping(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.Mo
     assert json.loads(Run(tmp_path).report.read_text())["epoch"] == 1
 
 
-@pytest.mark.parametrize("weights", ["off", "root", "full"])
-def test_training_starts_at_what_the_labels_frequencies_say(dataset: Dataset, tmp_path: Path, weights: str) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("more", [1.0, 2.5])
+def test_training_starts_at_what_the_labels_frequencies_say(
+    dataset: Dataset, tmp_path: Path, weighted: bool, more: float
+) -> None:
     """The best that an answer without a look at the picture can do: no step of the bias would lower the loss."""
-    trainer = trainer_of(dataset, tmp_path, class_weights=weights)
+    trainer = trainer_of(dataset, tmp_path, class_weights=weighted, positive_weight=more)
     bias, targets = trainer.model.logits.bias, dataset.targets[dataset.splits["train"]]
     logits = bias.expand(len(targets), -1)
     loss = binary_cross_entropy_with_logits(
