@@ -88,7 +88,7 @@ def speedrun(arguments: Arguments) -> int:
     races: list[dict[str, Outcome]] = []
     with command.Interrupt() as interrupt:
         try:
-            pace = {preset: _pace(config, dataset, interrupt) for preset, config in configs.items()}
+            pace = {name: _pace(configs[preset], dataset, interrupt) for name, preset in RUNS.items() if name != "fast"}
             configs["paper"] = _in_budget(configs["paper"], dataset, pace["paper"], arguments.budget_minutes)
             for seed in range(arguments.seeds):
                 seeded = {preset: replace(config, seed=seed) for preset, config in configs.items()}
@@ -140,11 +140,14 @@ def _in_budget(config: Config, dataset: "Dataset", pace: float, minutes: float |
 def _race(
     configs: dict[Preset, Config],
     dataset: "Dataset",
-    pace: dict[Preset, float],
+    pace: dict[str, float],
     splits: tuple[str, ...],
     stopped: Callable[[], bool],
 ) -> "dict[str, Outcome]":
-    """The three runs of a seed."""
+    """The three runs of a seed.
+
+    `pace`, seconds a batch of a run, is corrected by each: a few batches tell it less well than all of them.
+    """
     from bench.race import race
     from pipelines.progress import bar, say
 
@@ -154,9 +157,10 @@ def _race(
         seconds = trainer.total * pace["paper"]
         if preset == "fast":
             seconds = outcomes["paper"].seconds * (SPRINT if name == "sprint" else 1)
-            trainer.total = max(1, int(seconds / pace["fast"]))
+            trainer.total = max(1, int(seconds / pace.get(name, pace["sprint"])))
         with bar(f"{name}, seed {configs[preset].seed}") as advance:
             outcomes[name] = race(trainer, seconds / LOOKS, splits, advance)
+        pace[name] = outcomes[name].seconds / (outcomes[name].looks[-1].pictures / trainer.config.batch_size)
         final = outcomes[name].final["val"]
         say(
             f"{name}, seed {configs[preset].seed}: {outcomes[name].seconds:.0f} s, micro-F1 {final['micro_f1']:.4f}, "
