@@ -188,6 +188,16 @@ def test_early_stopping(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.Mo
     assert json.loads(Run(tmp_path).report.read_text())["epoch"] == 1
 
 
+def test_without_early_stopping_the_last_epoch_is_kept(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the learning rate's course ends is where the network is to be taken from."""
+    losses = iter([0.5, 0.6])
+    monkeypatch.setattr("engine.trainer.mean_loss", lambda *_: next(losses))
+    trainer_of(dataset, tmp_path, epochs=2, patience=None).fit()
+    assert json.loads(Run(tmp_path).report.read_text())["epoch"] == 2
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("more", [1.0, 2.5])
 def test_training_starts_at_what_the_labels_frequencies_say(
