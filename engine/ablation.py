@@ -23,7 +23,7 @@ from pipelines.progress import bar, say
 
 COLUMNS = ("micro_f1", "macro_f1", "map", "tuned_micro_f1", "tuned_macro_f1")
 TITLES = ("micro-F1", "macro-F1", "mAP", "micro-F1, tuned", "macro-F1, tuned")
-NOTE = "Percent, mean ± standard deviation over seeds, of each run's best epoch by validation loss."
+NOTE = "Percent, mean ± standard deviation over seeds, of the epoch that each run keeps."
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +153,7 @@ def markdown(results: Results) -> str:
             lines.append(f"| {' | '.join([*cells, str(len(runs))])} |")
         lines.append("")
     return (
-        "\n".join(
-            [*lines, "Percent, mean ± standard deviation over seeds, of each run's best epoch by validation loss."]
-        )
-        + "\n"
+        "\n".join([*lines, "Percent, mean ± standard deviation over seeds, of the epoch that each run keeps."]) + "\n"
     )
 
 

@@ -11,6 +11,8 @@ from pipelines.sampling import Sampling
 Preset = Literal["demo", "paper", "fast"]
 Device = Literal["auto", "cpu", "cuda"]
 Compile = Literal["auto", "on", "off"]
+Optimizer = Literal["adam", "muon"]
+BranchInit = Literal["he", "zero"]
 Schedule = Literal["constant", "one-cycle", "cosine"]
 
 SMALLEST_IMAGE = 75  # the network's last reduction has no pixel left below
@@ -21,6 +23,7 @@ LARGEST = {
     "epochs": 1_000_000,
     "batch_size": 65_536,
     "lr": 1000,
+    "positive_weight": 1000,
     "patience": 1_000_000,
     "accumulate": 1_000_000,
     "clip_grad_norm": 1e9,
@@ -44,11 +47,13 @@ class Config:
     image_size: int = 320
     width: float = 1.0
     dropout: float = 0.2
+    branch_init: BranchInit = "he"
     init: str | None = None
     block8: bool = False  # in networks whose weights came from facenet-pytorch; follows from `init`
 
     epochs: int = 20
     batch_size: int = 32
+    optimizer: Optimizer = "adam"
     lr: float = 0.001
     schedule: Schedule = "constant"
     patience: int | None = 3
@@ -58,6 +63,7 @@ class Config:
     sampling: Sampling = "oversample"
     oversample_target: int | None = None
     class_weights: bool = False
+    positive_weight: float = 1.0
     augment: bool = True
 
     amp: bool = False
@@ -67,7 +73,7 @@ class Config:
     picture_memory: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr", "width", "checkpoint_steps", "accumulate"):
+        for name in ("epochs", "batch_size", "lr", "width", "checkpoint_steps", "accumulate", "positive_weight"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
         if self.batch_size < 2:
@@ -125,7 +131,16 @@ def _fits(value: Any, kind: Any) -> bool:
 
 PRESETS: dict[Preset, dict[str, Any]] = {
     "paper": {},
-    "fast": {"schedule": "one-cycle", "lr": 0.003, "patience": None},
+    "fast": {
+        "optimizer": "muon",
+        "schedule": "one-cycle",
+        "lr": 0.01,
+        "batch_size": 64,
+        "epochs": 5,
+        "patience": None,
+        "positive_weight": 2.5,
+        "branch_init": "zero",
+    },
     "demo": {
         "schedule": "one-cycle",
         "lr": 0.003,

@@ -287,6 +287,17 @@ class InceptionResNetV1(nn.Module):
         """
         self.logits.bias.copy_(odds.log())
 
+    @torch.no_grad()
+    def start_without_branches(self) -> None:
+        """Lets each residual block add nothing at first, whatever its branches: its last convolution starts at 0.
+
+        What is deep learns as if it were shallow at first (Goyal et al., "Accurate, Large Minibatch SGD", 2017, section
+        5.1; Zhang et al., "Fixup Initialization", 2019).
+        """
+        for module in self.modules():
+            if isinstance(module, InceptionResidual):
+                nn.init.zeros_(module.conv2d.weight)
+
     def forward_features(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] normalised pictures, H and W at least 75, to pooled features [N, 1792·width], float32.
 

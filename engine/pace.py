@@ -17,21 +17,26 @@ from pipelines.loader import evaluation_stream
 WARM, TIMED = 8, 40  # steps
 
 
+def seconds_a_step(trainer: Trainer) -> float:
+    """Seconds of a step on a batch, on this machine as busy as it is. The trainer's weights are spent on it."""
+    trainer.model.train()
+    batches = trainer.stream().batches()
+    times = []
+    for _ in range(WARM + TIMED):
+        began = time.perf_counter()
+        loss = trainer.add_gradient(next(batches))
+        trainer.step.update(trainer.config.lr)
+        loss.item()  # waits for the device
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[WARM:])
+
+
 def seconds_an_epoch(config: Config, dataset: Dataset) -> float:
-    """Seconds of training and validating once, on this machine as busy as it is."""
+    """Seconds of training and validating once."""
     placement = decide(config.device, config.amp, config.compile)
     with TemporaryDirectory() as folder:
         trainer = Trainer(config, dataset, placement, Run(Path(folder)), lambda: False)
-        trainer.model.train()
-        batches = trainer.stream().batches()
-        times = []
-        for _ in range(WARM + TIMED):
-            began = time.perf_counter()
-            loss = trainer.add_gradient(next(batches))
-            trainer.step.update(config.lr)
-            loss.item()  # waits for the device
-            times.append(time.perf_counter() - began)
-        step = statistics.median(times[WARM:])
+        step = seconds_a_step(trainer)
         rows = dataset.splits["val"]
         some = rows[: 8 * config.batch_size]
         spec = placement.spec(config.image_size)

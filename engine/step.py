@@ -7,6 +7,7 @@ import kernels
 from engine.average import WeightAverage
 from engine.config import Config
 from engine.device import Placement
+from engine.muon import Muon
 from engine.recorded import Function, Recorded, Stream
 
 WARM_UP = 3  # updates, as many as PyTorch's documentation of CUDA graphs takes
@@ -32,7 +33,11 @@ class Step:
         self.config, self.placement, self.model, self.pos_weight = config, placement, model, pos_weight
         device, recorded = placement.device, placement.recorded
         self.rate = torch.tensor(config.lr, device=device) if recorded else config.lr
-        self.optimizer = torch.optim.Adam(model.parameters(), self.rate, fused=True, capturable=recorded)
+        matrices = [p for p in model.parameters() if p.ndim == 4] if config.optimizer == "muon" else []
+        rest = [p for p in model.parameters() if p.ndim != 4 or not matrices]
+        self.optimizer = torch.optim.Adam(rest, self.rate, fused=True, capturable=recorded)
+        self.muon = Muon(matrices, self.rate) if matrices else None
+        self.optimizers = [self.optimizer, *([] if self.muon is None else [self.muon])]
         self.scaler = torch.amp.GradScaler(device.type, enabled=placement.scaled)
         self.average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -61,11 +66,11 @@ class Step:
 
     def update(self, rate: float) -> None:
         """One step of the optimizer with the gradient that has come together."""
-        for group in self.optimizer.param_groups:
-            if isinstance(self.rate, Tensor):
-                self.rate.fill_(rate)
-            else:
-                group["lr"] = rate
+        if isinstance(self.rate, Tensor):
+            self.rate.fill_(rate)
+        else:
+            for optimizer in self.optimizers:
+                optimizer.param_groups[0]["lr"] = rate
         self._apply()
         self.updates += 1
         if self.stream is not None:
@@ -75,7 +80,8 @@ class Step:
             self.average.update()
 
     def _first(self, images: Tensor, targets: Tensor) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)  # the backward pass hands its tensors over: nothing is cleared
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)  # the backward pass hands its tensors over: nothing is cleared
         return self._further(images, targets)
 
     def _further(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -88,15 +94,18 @@ class Step:
 
     def _update(self) -> None:
         if self.config.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm, foreach=True)
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
 
     def state(self) -> dict[str, object]:
         """For a checkpoint."""
         return {
             "optimizer": self.optimizer.state_dict(),
+            "muon": None if self.muon is None else self.muon.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state(),
             "loss_sum": self.loss_sum,
@@ -114,6 +123,9 @@ class Step:
             if isinstance(self.rate, Tensor):
                 self.rate.fill_(rate)
             group |= {"lr": self.rate if self.placement.recorded else rate, "capturable": self.placement.recorded}
+        if self.muon is not None:
+            self.muon.load_state_dict(state["muon"])  # type: ignore[arg-type]
+            self.muon.param_groups[0]["lr"] = self.optimizer.param_groups[0]["lr"]
         self.scaler.load_state_dict(state["scaler"])  # type: ignore[arg-type]
         if self.average is not None:
             self.average.restore(state["average"])  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from engine import command
-from engine.config import Compile, Config, Device, Preset, Schedule, resolve
+from engine.config import BranchInit, Compile, Config, Device, Optimizer, Preset, Schedule, resolve
 from pipelines.dataset import Layout
 from pipelines.errors import InputError
 from pipelines.sampling import Sampling
@@ -46,6 +46,10 @@ class Arguments:
     """Side of the square picture that the network is given, in pixels."""
     width: float | None = None
     """Factor on the network's channels."""
+    branch_init: BranchInit | None = None
+    """he: as all convolutions; zero: residual branches add nothing at first."""
+    optimizer: Optimizer | None = None
+    """muon: steps of the convolutions' weights are made orthogonal; the others are Adam's as before."""
     lr: float | None = None
     """Learning rate; of a schedule, its peak."""
     schedule: Schedule | None = None
@@ -68,6 +72,8 @@ class Arguments:
     2,500, scaled down below 30,000 pictures."""
     class_weights: bool = False
     """Weigh positive cases in the loss by negatives / positives of the label."""
+    positive_weight: float | None = None
+    """Weight of the positive cases of all labels in the loss."""
     augment: bool = True
     """Flip, rotation, crop and colour jitter."""
     device: Device | None = None

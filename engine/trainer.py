@@ -2,12 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.answers import Stopped, mean_loss, predict
@@ -62,6 +64,10 @@ class Trainer:
         placement: device and arithmetic.
         run: an existing folder.
         stopped: asked between steps; when it says yes, the state is saved and `Stopped` raised.
+
+    Attributes:
+        steps: batches an epoch.
+        total: batches from beginning to end of the learning rate's course; all epochs' unless changed.
     """
 
     def __init__(
@@ -80,17 +86,21 @@ class Trainer:
             config.augment,
         )
         self.steps = self.plan.steps()
+        self.total = config.epochs * self.steps
         device = placement.device
         if device.type == "cpu":
             keep_freed_memory()
         torch.manual_seed(config.seed)
         self.model = InceptionResNetV1(len(dataset.labels), config.width, config.dropout, config.block8)
-        weight = torch.from_numpy(positive_weights(self.plan.targets)) if config.class_weights else None
-        odds = torch.from_numpy(label_odds(self.plan.targets))
-        self.model.start_at(odds if weight is None else odds * weight)
+        if config.branch_init == "zero":
+            self.model.start_without_branches()
+        weight = torch.full((len(dataset.labels),), config.positive_weight)
+        if config.class_weights:
+            weight *= torch.from_numpy(positive_weights(self.plan.targets))
+        self.model.start_at(torch.from_numpy(label_odds(self.plan.targets)) * weight)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.targets = torch.from_numpy(dataset.targets).to(device)
-        self.step = Step(config, placement, self.model, None if weight is None else weight.to(device))
+        self.step = Step(config, placement, self.model, weight.to(device) if (weight != 1).any() else None)
         self.progress = Progress()
         self.memory = None if device.type == "cuda" else picture_memory(config.picture_memory)
 
@@ -108,7 +118,7 @@ class Trainer:
         began_at = at.epoch
         batches = self.stream().batches(at.epoch * self.steps + at.step)
         try:
-            while at.epoch < self.config.epochs and not self._stale():
+            while at.epoch < self.config.epochs and not self.stale():
                 began = time.perf_counter()
                 with bar(f"epoch {at.epoch + 1}/{self.config.epochs}") as advance:
                     self._train_epoch(batches, advance, began)
@@ -127,40 +137,41 @@ class Trainer:
         spec = self.placement.spec(self.config.image_size)
         return training_stream(self.dataset.root, self.dataset.files, self.plan, spec, self.memory)
 
-    def _stale(self) -> bool:
+    def stale(self) -> bool:
+        """Whether early stopping ends the run."""
         return self.config.patience is not None and self.progress.stale >= self.config.patience
 
-    def _train_epoch(self, batches: Any, advance: Advance, began: float) -> None:
-        at, config = self.progress, self.config
+    def _train_epoch(self, batches: Iterator[Batch], advance: Advance, began: float) -> None:
+        at, every = self.progress, self.config.checkpoint_steps
         self.model.train()
         while at.step < self.steps:
             if self.stopped():
                 at.seconds += time.perf_counter() - began
                 raise Stopped
             before = at.step
-            # What an interruption must not split: the batches of one step of the optimizer.
-            together = min(config.accumulate, self.steps - at.step)
-            rate = self._learning_rate()
-            for number in range(together):
-                asked = time.perf_counter()
-                batch = next(batches)
-                received = time.perf_counter()
-                self.add_gradient(batch, number == 0, together)
-                at.step += 1
-                at.waited += received - asked
-                at.stepping += time.perf_counter() - asked
-            asked = time.perf_counter()
-            self.step.update(rate)
-            at.stepping += time.perf_counter() - asked
+            self.take_step(batches)
             if at.step // SHOW_EVERY > before // SHOW_EVERY:
                 advance(at.step, self.steps, self._figures())
-            if at.step // config.checkpoint_steps > before // config.checkpoint_steps and at.step < self.steps:
+            if at.step // every > before // every and at.step < self.steps:
                 self.save()
 
-    def _learning_rate(self) -> float:
+    def take_step(self, batches: Iterator[Batch]) -> None:
+        """One step of the optimizer, with the batches that it takes."""
         at, config = self.progress, self.config
-        step, steps = at.epoch * self.steps + at.step, config.epochs * self.steps
-        return learning_rate(config.schedule, config.lr, step, steps)
+        # What an interruption must not split: the batches of one step of the optimizer.
+        together = min(config.accumulate, self.steps - at.step)
+        rate = learning_rate(config.schedule, config.lr, at.epoch * self.steps + at.step, self.total)
+        for number in range(together):
+            asked = time.perf_counter()
+            batch = next(batches)
+            received = time.perf_counter()
+            self.add_gradient(batch, number == 0, together)
+            at.step += 1
+            at.waited += received - asked
+            at.stepping += time.perf_counter() - asked
+        asked = time.perf_counter()
+        self.step.update(rate)
+        at.stepping += time.perf_counter() - asked
 
     def add_gradient(self, batch: Batch, first: bool = True, together: int = 1) -> Tensor:
         """Adds a batch's gradient; see engine.step."""
@@ -176,8 +187,7 @@ class Trainer:
         at = self.progress
         train_loss = float(self.step.loss_sum) / self.steps
         try:
-            with self._evaluated():
-                logits, rows = self._predict("val")
+            logits, rows = self.predict("val")
         except Stopped:
             at.seconds += time.perf_counter() - began
             raise
@@ -195,17 +205,13 @@ class Trainer:
             "data_wait_fraction": at.waited / max(at.stepping, 1e-9),
             "seconds": at.seconds,
         }
-        improved = line["val_loss"] < at.best_loss
-        at.best_loss = min(at.best_loss, line["val_loss"])
-        at.stale = 0 if improved else at.stale + 1
-        at.epoch, at.step, at.waited, at.stepping = at.epoch + 1, 0, 0.0, 0.0
-        self.step.loss_sum.zero_()
+        best = self.end_epoch(line["val_loss"])
         self.run.write_metrics([*self.run.metric_lines(), line])
         for name, value in line.items():
             if name != "epoch":
                 writer.add_scalar(name, value, at.epoch)
-        if improved:
-            with self._evaluated():
+        if best:
+            with self.evaluated():
                 self.save(best=True)
         self.save()
         say(
@@ -214,16 +220,34 @@ class Trainer:
             f"{line['images_per_s']:.0f} images/s  waiting {line['data_wait_fraction']:.0%}  {at.seconds:.0f} s"
         )
 
-    def _evaluated(self) -> AbstractContextManager[None]:
+    def end_epoch(self, val_loss: float) -> bool:
+        """Progress goes on to the next epoch; whether its network is the best so far, for best.pt.
+
+        By the validation loss where early stopping goes by it; without, the last, at the end of the rate's course.
+        """
+        at = self.progress
+        improved = val_loss < at.best_loss
+        at.best_loss = min(at.best_loss, val_loss)
+        at.stale = 0 if improved else at.stale + 1
+        at.epoch, at.step, at.waited, at.stepping = at.epoch + 1, 0, 0.0, 0.0
+        self.step.loss_sum.zero_()
+        return improved or self.config.patience is None
+
+    def evaluated(self) -> AbstractContextManager[None]:
         """The weights that validation sees and best.pt keeps are in the network while the context lasts."""
         return nullcontext() if self.step.average is None else self.step.average.in_place()
 
-    def _predict(self, split: str) -> tuple[Tensor, Any]:
+    def predict(self, split: str) -> tuple[Tensor, NDArray[np.int64]]:
+        """Logits and row numbers of a split, by the weights that validation sees.
+
+        Raises:
+            Stopped: `stopped` became true.
+        """
         spec = self.placement.spec(self.config.image_size)
         rows = self.dataset.splits[split]
         stream = evaluation_stream(self.dataset.root, self.dataset.files, rows, self.config.batch_size, spec)
         count = math.ceil(len(rows) / self.config.batch_size)
-        with bar("validating") as advance:
+        with bar("validating") as advance, self.evaluated():
             return predict(
                 self.model,
                 stream,

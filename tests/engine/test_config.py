@@ -23,7 +23,8 @@ def test_paper_is_the_study_s_configuration() -> None:
     assert (config.lr, config.schedule, config.sampling, config.augment) == (0.001, "constant", "oversample", True)
     assert config.patience is not None
     assert config.oversample_target is None  # 2,500, see pipelines.sampling
-    assert not config.class_weights
+    assert (config.class_weights, config.positive_weight) == (False, 1)
+    assert (config.optimizer, config.branch_init) == ("adam", "he")
     assert draws.ANGLE == 15
 
 

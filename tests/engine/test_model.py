@@ -148,3 +148,15 @@ def test_from_another_network(
     state = {name: torch.zeros(shape) for name, shape in shapes.items() if shape is not None}
     with pytest.raises(ValueError, match=message):
         InceptionResNetV1.from_facenet(state, 7)
+
+
+def test_without_branches_blocks_pass_on_what_they_get() -> None:
+    """And what they add is learnt: their last convolutions have gradients at once."""
+    model = InceptionResNetV1(3, 0.125)
+    model.start_without_branches()
+    x = torch.rand(2, 32, 5, 5).contiguous(memory_format=torch.channels_last)
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    y = model.repeat_1(x)
+    assert torch.equal(y, x)
+    y.square().sum().backward()
+    assert all(block.conv2d.weight.grad.any() for block in model.repeat_1)  # type: ignore[union-attr]

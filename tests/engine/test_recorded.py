@@ -105,8 +105,12 @@ def tape(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tape")
 @pytest.mark.parametrize(
     ("changes", "sizes"),
-    [({}, [1] * 6), ({"ema_decay": 0.5, "clip_grad_norm": 0.1}, [3, 3, 2, 3, 1, 3, 3])],
-    ids=["plain", "everything"],
+    [
+        ({}, [1] * 6),
+        ({"optimizer": "muon"}, [1] * 6),
+        ({"ema_decay": 0.5, "clip_grad_norm": 0.1, "optimizer": "muon"}, [3, 3, 2, 3, 1, 3, 3]),
+    ],
+    ids=["plain", "muon", "everything"],
 )
 def test_replayed_steps_are_the_steps(changes: dict[str, object], sizes: list[int]) -> None:
     """The rate, the number of batches to an update and dropout change from step to step; bits are the same."""
@@ -127,10 +131,11 @@ def test_replayed_steps_are_the_steps(changes: dict[str, object], sizes: list[in
 
 
 @pytest.mark.usefixtures("tape")
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("after", [False, True], ids=["as-it-is", "recorded"])
-def test_a_run_may_go_on_recorded_or_not(after: bool) -> None:
+def test_a_run_may_go_on_recorded_or_not(after: bool, optimizer: str) -> None:
     """Options of the optimizer that belong to the device are not taken over from a checkpoint."""
-    whole, before, rest = step_of(False), step_of(not after), step_of(after)
+    whole, before, rest = (step_of(recorded, optimizer=optimizer) for recorded in (False, not after, after))
     torch.manual_seed(2)
     train(whole, [1] * 5)
     due = train(whole, [1] * 5)

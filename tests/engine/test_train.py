@@ -61,14 +61,14 @@ def dataset(table: Make) -> Dataset:
     return read_dataset(table(), val_fraction=0.25)
 
 
-@pytest.mark.parametrize("stop_at", [0, 3, 7], ids=lambda n: f"after-{n}")
-def test_resuming_ends_bit_identical(dataset: Dataset, tmp_path: Path, stop_at: int) -> None:
+@pytest.mark.parametrize(("stop_at", "optimizer"), [(0, "adam"), (3, "muon"), (7, "adam")])
+def test_resuming_ends_bit_identical(dataset: Dataset, tmp_path: Path, stop_at: int, optimizer: str) -> None:
     """Stopped before the first step, inside the first epoch, and in its validation or after it."""
-    trainer_of(dataset, tmp_path / "whole").fit()
-    stopped = trainer_of(dataset, tmp_path / "parts", stop_at)
+    trainer_of(dataset, tmp_path / "whole", optimizer=optimizer).fit()
+    stopped = trainer_of(dataset, tmp_path / "parts", stop_at, optimizer=optimizer)
     with pytest.raises(Stopped):
         stopped.fit()
-    again = trainer_of(dataset, tmp_path / "parts")
+    again = trainer_of(dataset, tmp_path / "parts", optimizer=optimizer)
     again.restore()
     assert asdict(again.progress) == asdict(stopped.progress)
     again.fit()
@@ -188,10 +188,23 @@ def test_early_stopping(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.Mo
     assert json.loads(Run(tmp_path).report.read_text())["epoch"] == 1
 
 
+def test_without_early_stopping_the_last_epoch_is_kept(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the learning rate's course ends is where the network is to be taken from."""
+    losses = iter([0.5, 0.6])
+    monkeypatch.setattr("engine.trainer.mean_loss", lambda *_: next(losses))
+    trainer_of(dataset, tmp_path, epochs=2, patience=None).fit()
+    assert json.loads(Run(tmp_path).report.read_text())["epoch"] == 2
+
+
 @pytest.mark.parametrize("weighted", [False, True])
-def test_training_starts_at_what_the_labels_frequencies_say(dataset: Dataset, tmp_path: Path, weighted: bool) -> None:
+@pytest.mark.parametrize("more", [1.0, 2.5])
+def test_training_starts_at_what_the_labels_frequencies_say(
+    dataset: Dataset, tmp_path: Path, weighted: bool, more: float
+) -> None:
     """The best that an answer without a look at the picture can do: no step of the bias would lower the loss."""
-    trainer = trainer_of(dataset, tmp_path, class_weights=weighted)
+    trainer = trainer_of(dataset, tmp_path, class_weights=weighted, positive_weight=more)
     bias, targets = trainer.model.logits.bias, dataset.targets[dataset.splits["train"]]
     logits = bias.expand(len(targets), -1)
     loss = binary_cross_entropy_with_logits(
@@ -479,13 +492,13 @@ def test_a_run_s_folder_taken_away_meanwhile_is_one_line(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = trainer_of(dataset, tmp_path / "run")
-    validate = trainer._predict
+    validate = trainer.predict
 
     def without_folder(split: str) -> object:
         shutil.rmtree(tmp_path / "run")
         return validate(split)
 
-    trainer._predict = without_folder  # type: ignore[method-assign, assignment]
+    trainer.predict = without_folder  # type: ignore[method-assign, assignment]
     with pytest.raises(SystemExit) as leaving:
         main(lambda: trainer.fit() or 0)  # type: ignore[func-returns-value]
     assert leaving.value.code == 2
