@@ -26,12 +26,13 @@ def orthogonal(matrices: Tensor) -> Tensor:
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if x.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False):
+        x = x.bfloat16()  # as Jordan et al. have it: the singular values come out no further from 1
     a, b, c = QUINTIC
     for _ in range(STEPS):
         square = x @ x.mT
         x = a * x + torch.baddbmm(square, square, square, beta=b, alpha=c) @ x
-    out: Tensor = x if wide else x.mT
-    return out
+    return (x if wide else x.mT).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
