@@ -81,7 +81,7 @@ def evaluate(arguments: Arguments) -> int:
                 lambda done, total: advance(done, total, ""),
             )
         except Stopped:
-            return command.INTERRUPTED
+            return interrupt.status
     print_figures(content)
     if arguments.out is not None:
         write_json(arguments.out, content)

@@ -99,7 +99,7 @@ def infer(arguments: Arguments) -> int:
             finished = _classify(classifier, left, predictions, interrupt)
         if not finished:
             say(f"stopped, {predictions.rows:,} of {len(paths):,} done; the same command with --resume goes on")
-            return command.INTERRUPTED
+            return interrupt.status
         predictions.finish()
     rate = speed(len(left), time.perf_counter() - began)
     say(f"{arguments.out}: {predictions.rows:,} photographs, {rate}")

@@ -151,7 +151,7 @@ def train(arguments: Arguments) -> int:
                 _tell_bad(check.found(), dataset)
         except Stopped:
             say(f"stopped and saved; go on with: python -m engine.train --resume {run.folder}")
-            return command.INTERRUPTED
+            return interrupt.status
     _summarise(run)
     return command.OK
 

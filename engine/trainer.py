@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.answers import Stopped, mean_loss, predict
+from engine.checkpoint import Checkpoints, load_checkpoint, newest_checkpoint, remove_remains
 from engine.config import Config
 from engine.device import Placement
 from engine.final_report import write_figures
@@ -18,7 +19,8 @@ from engine.memory import keep_freed_memory
 from engine.metrics import scores
 from engine.model import InceptionResNetV1
 from engine.report import write_page
-from engine.run import Run, load_checkpoint, save_checkpoint
+from engine.run import Run
+from engine.scalars import Scalars, unless_full
 from engine.schedule import learning_rate
 from engine.step import Step
 from pipelines.dataset import Dataset
@@ -92,6 +94,8 @@ class Trainer:
         self.targets = torch.from_numpy(dataset.targets).to(device)
         self.step = Step(config, placement, self.model, None if weight is None else weight.to(device))
         self.progress = Progress()
+        self.checkpoints = Checkpoints(run)
+        self.lines: list[dict[str, Any]] = []  # of metrics.jsonl
         self.memory = None if device.type == "cuda" else picture_memory(config.picture_memory)
 
     def fit(self) -> None:
@@ -101,10 +105,8 @@ class Trainer:
             Stopped: after saving, when `stopped` says so.
             InputError: the loss is not a number.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         at = self.progress
-        writer = SummaryWriter(str(self.run.tensorboard), purge_step=at.epoch + 1)
+        scalars = Scalars(self.run.tensorboard, at.epoch + 1)
         began_at = at.epoch
         batches = self.stream().batches(at.epoch * self.steps + at.step)
         try:
@@ -112,14 +114,15 @@ class Trainer:
                 began = time.perf_counter()
                 with bar(f"epoch {at.epoch + 1}/{self.config.epochs}") as advance:
                     self._train_epoch(batches, advance, began)
-                self._finish_epoch(began, writer)
+                self._finish_epoch(began, scalars)
                 if self.memory is not None and at.epoch == began_at + 1:
                     say(self.memory.summary(len(self.plan.rows)))
         except Stopped:
             self.save()
             raise
         finally:
-            writer.close()
+            scalars.close()
+            self.checkpoints.finish()
         self._final_report()  # stopped there, nothing is saved: last.pt is whole
 
     def stream(self) -> PictureStream:
@@ -172,7 +175,7 @@ class Trainer:
         loss, rate = float(self.step.loss_sum) / at.step, at.step * self.config.batch_size / at.stepping
         return f"loss {loss:.4f}  {rate:.0f} images/s  waiting {at.waited / at.stepping:.0%}"
 
-    def _finish_epoch(self, began: float, writer: Any) -> None:
+    def _finish_epoch(self, began: float, scalars: Scalars) -> None:
         at = self.progress
         train_loss = float(self.step.loss_sum) / self.steps
         try:
@@ -200,13 +203,13 @@ class Trainer:
         at.stale = 0 if improved else at.stale + 1
         at.epoch, at.step, at.waited, at.stepping = at.epoch + 1, 0, 0.0, 0.0
         self.step.loss_sum.zero_()
-        self.run.write_metrics([*self.run.metric_lines(), line])
-        for name, value in line.items():
-            if name != "epoch":
-                writer.add_scalar(name, value, at.epoch)
+        self.lines.append(line)
+        with unless_full(self.run.metrics):
+            self.run.write_metrics(self.lines)
+        scalars.add(line)
         if improved:
             with self._evaluated():
-                self.save(best=True)
+                self.checkpoints.save(self._network(), self.run.best)
         self.save()
         say(
             f"epoch {at.epoch}/{self.config.epochs}  train loss {train_loss:.4f}  val loss {line['val_loss']:.4f}  "
@@ -248,29 +251,36 @@ class Trainer:
         except Exception as error:  # the run is whole without its page, whatever kept it from being drawn
             say(f"report.html could not be made: {error}; python -m engine.report {self.run.folder} tries again")
 
-    def save(self, best: bool = False) -> None:
-        """Writes all state to last.pt or best.pt."""
+    def save(self) -> None:
+        """Leaves all state to the writer of last.pt."""
         cuda = self.placement.device.type == "cuda"
         state = {
-            "model": self.model.state_dict(),
+            **self._network(),
             **self.step.state(),
-            "progress": asdict(self.progress),
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state() if cuda else None,
-            "labels": list(self.dataset.labels),
         }
-        save_checkpoint(self.run.best if best else self.run.last, state)
+        self.checkpoints.save(state, self.run.last)
+
+    def _network(self) -> dict[str, Any]:
+        """What best.pt holds."""
+        return {
+            "model": self.model.state_dict(),
+            "labels": list(self.dataset.labels),
+            "progress": asdict(self.progress),
+        }
 
     def restore(self) -> None:
-        """Goes on from last.pt; a run without one starts at the beginning.
+        """Goes on from the newest usable checkpoint; a run without one starts at the beginning.
 
         Raises:
-            InputError: a damaged checkpoint, or one of other labels.
+            InputError: damaged checkpoints, or those of another run or other labels.
         """
-        if not self.run.last.exists():
+        remove_remains(self.run)
+        state = newest_checkpoint(self.run, self.placement.device)
+        if state is None:
             self.run.write_metrics([])
             return
-        state = load_checkpoint(self.run.last, self.placement.device)
         try:
             self._take_over(state)
         except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
@@ -279,9 +289,9 @@ class Trainer:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{self.run.last}: not a checkpoint of this run: {said}") from None
         if self.progress.epoch:
-            self._best()  # better told now than after the last epoch
-        done = [line for line in self.run.metric_lines() if line["epoch"] <= self.progress.epoch]
-        self.run.write_metrics(done)
+            self._require_best()  # better told now than after the last epoch
+        self.lines = [line for line in self.run.metric_lines() if line["epoch"] <= self.progress.epoch]
+        self.run.write_metrics(self.lines)
 
     def _take_over(self, state: dict[str, Any]) -> None:
         if tuple(state["labels"]) != self.dataset.labels:
@@ -293,13 +303,31 @@ class Trainer:
         if state["rng_cuda"] is not None and self.placement.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"].cpu())
 
+    def _require_best(self) -> None:
+        """Looks whether best.pt is there and whole; if not, an epoch that is still to come is to be the best.
+
+        Raises:
+            InputError: it is not, and no epoch is to come; or it is another run's.
+        """
+        try:
+            best = load_checkpoint(self.run.best)
+        except InputError as error:
+            if self.progress.epoch >= self.config.epochs or self._stale():
+                raise
+            say(f"{error}; the best of the epochs that follow takes its place")
+            self.progress.best_loss, self.progress.stale = math.inf, 0
+        else:
+            self._weights_of(best)
+
     def _best(self) -> tuple[dict[str, Tensor], int]:
         """Weights and epoch that best.pt holds.
 
         Raises:
-            InputError: it is missing, damaged, or another network's.
+            InputError: it is missing, damaged, or another run's.
         """
-        best = load_checkpoint(self.run.best, self.placement.device)
+        return self._weights_of(load_checkpoint(self.run.best, self.placement.device))
+
+    def _weights_of(self, best: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
         own = self.model.state_dict()
         try:
             weights, epoch = best["model"], int(best["progress"]["epoch"])
