@@ -76,7 +76,7 @@ def forward(
     count = found.new_full((1,), rows)
     sent = torch.cat((count, found[0], found[2] * max(rows - 1, 1)))
     everyone = sent.new_empty(dist.get_world_size(group), len(sent))
-    dist.all_gather_into_tensor(everyone.view(-1), sent, group)
+    dist.all_gather_single(everyone.view(-1), sent, group)
     counts, means, squares = torch.split(everyone, [1, found.shape[1], found.shape[1]], 1)
     total = counts.sum()
     mean = (counts * means).sum(0) / total

@@ -1,6 +1,9 @@
 """Folders that tests share: pictures of many kinds, small data sets, real photographs where they are there."""
 
+import multiprocessing
+import sys
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +83,12 @@ def save_kinds() -> Callable[[Path], tuple[list[str], list[str]]]:
         return good, ["empty.jpg", "half.png", "moving.gif", "numbers.tiff", "text.jpg", "truncated.jpg"]
 
     return save
+
+
+@pytest.fixture(scope="session")
+def children() -> ForkServerContext:
+    """Starts processes that have imported what tests/children/ needs, in no time: a server did it once and forks."""
+    sys.path.append(str(Path(__file__).parent / "children"))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training_child"])
+    return context
