@@ -126,22 +126,14 @@ def save_checkpoint(path: Path, state: State, previous: Path | None = None) -> N
         with replace_file(path) as temporary:
             torch.save(state, temporary)
             if previous is not None and path.exists():
-                _second_name(path, previous)
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                # No second name for the same file: what damages one is not to damage the other. For a moment there is
+                # no file at `path`; the one before is the newest then.
+                path.replace(previous)
     except (OSError, RuntimeError) as error:  # the latter is what torch makes of a failed write
         why = getattr(error, "strerror", None) or "is the disk full?"
         raise InputError(f"{path}: cannot be written: {why}") from None
-
-
-def _second_name(path: Path, name: Path) -> None:
-    """Gives the file another name beside its own; where the file system knows no such thing, in its place."""
-    temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:
-        path.replace(name)
-        return
-    temporary.replace(name)
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> State:
@@ -184,8 +176,10 @@ def newest_checkpoint(run: Run, device: torch.device | str = "cpu") -> State | N
     Raises:
         InputError: what there is, is damaged.
     """
-    if not run.last.exists() and not run.previous.exists():
-        return None
+    if not run.last.exists():
+        if not run.previous.exists():
+            return None
+        run.previous.replace(run.last)  # killed between two renames
     try:
         return load_checkpoint(run.last, device)
     except InputError as error:
@@ -193,8 +187,7 @@ def newest_checkpoint(run: Run, device: torch.device | str = "cpu") -> State | N
             raise
         state = load_checkpoint(run.previous, device)
         say(f"{error}; the one before it, {run.previous.name}, is taken")
-    if run.last.exists():
-        run.last.replace(run.last.with_name("damaged.pt"))
+    run.last.replace(run.last.with_name("damaged.pt"))
     run.previous.replace(run.last)  # or else the next write would put the damaged one in its place
     return state
 

@@ -38,7 +38,8 @@ class Task:
         poisoned: rows whose pictures are not numbers.
         dies: rank and step; it kills itself there, once.
         stands: rank and step; it stops there as by SIGSTOP.
-        losses: where each rank keeps the losses of its steps.
+        losses: whether each rank keeps the losses of its steps, as losses-RANK.npy.
+        said: folder for what each rank says; by default the run's.
     """
 
     dataset: Dataset
@@ -50,11 +51,12 @@ class Task:
     dies: tuple[int, int] | None = None
     stands: tuple[int, int] | None = None
     losses: bool = False
+    said: Path | None = None
 
 
 def train(task: Task, rank: int) -> None:
     """Trains or goes on, as engine.train does, and leaves with its exit status; what is said is in said-RANK.txt."""
-    said = os.open(task.folder / f"said-{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    said = os.open((task.said or task.folder) / f"said-{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
     torch.set_num_threads(1)

@@ -1,12 +1,9 @@
 """Several processes train as one does: the same batches, the same losses, each validation picture once."""
 
 import json
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,29 +15,9 @@ from engine.run import Run
 from pipelines.dataset import Dataset
 from pipelines.read import read_dataset
 from pipelines.sampling import rank_slice
+from tests.runs import finish
 
 Make = Callable[..., Path]
-
-
-def start(children: ForkServerContext, task: Any) -> Sequence[BaseProcess]:
-    """A process a rank."""
-    import training_child  # type: ignore[import-not-found]
-
-    task.folder.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        (task.folder / "port").write_text(str(free.getsockname()[1]))
-    processes = [children.Process(target=training_child.train, args=(task, rank)) for rank in range(task.ranks)]
-    for process in processes:
-        process.start()
-    return processes
-
-
-def finish(processes: Sequence[BaseProcess], folder: Path) -> None:
-    for process in processes:
-        process.join(120)
-    said = [path.read_text() for path in sorted(folder.glob("said-*.txt"))]
-    assert [process.exitcode for process in processes] == [0] * len(processes), said
 
 
 @pytest.fixture
@@ -69,11 +46,10 @@ def test_two_processes_follow_the_losses_of_one(children: ForkServerContext, dat
     curves, states = {}, {}
     for name, ranks in (("one", 1), ("two", 2)):
         folder = tmp_path / name
-        finish(start(children, training_child.Task(dataset, folder, changes, ranks, losses=True)), folder)
+        finish(children, training_child.Task(dataset, folder, changes, ranks, losses=True))
         losses = [np.load(folder / f"losses-{rank}.npy") for rank in range(ranks)]
         curves[name] = np.mean(losses, 0)
         states[name] = load_checkpoint(Run(folder).last)
-    print(np.abs(curves["one"] - curves["two"]))
     assert len(curves["one"]) == 20
     assert np.abs(curves["one"] - curves["two"]).max() < 1e-4
     one, two = (Run(tmp_path / name).metric_lines() for name in ("one", "two"))
@@ -91,14 +67,14 @@ def test_the_state_of_two_goes_on_with_three_and_one(
     """A checkpoint of N processes resumes on M, the batch no longer dividing evenly; losses go on as those of one."""
     import training_child
 
-    common = {"dropout": 0.0, "sync_norm": True, "sampling": "uniform", "batch_size": 8, "lr": 0.001, "accumulate": 2}
+    common = {"dropout": 0.0, "sync_norm": True, "sampling": "uniform", "batch_size": 8, "lr": 0.0002, "accumulate": 2}
     common |= {"clip_grad_norm": 1.0, "ema_decay": 0.9}
     lines = {}
     for name, order in (("one", (1, 1, 1)), ("changing", (2, 3, 1))):
         for epochs, ranks in enumerate(order, 1):
             folder = tmp_path / name
             changes = {**common, "epochs": epochs, "schedule": "constant"}
-            finish(start(children, training_child.Task(dataset, folder, changes, ranks)), folder)
+            finish(children, training_child.Task(dataset, folder, changes, ranks))
         lines[name] = Run(tmp_path / name).metric_lines()
     assert [line["epoch"] for line in lines["changing"]] == [1, 2, 3]
     for figure in ("train_loss", "val_loss"):
