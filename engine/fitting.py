@@ -92,8 +92,6 @@ def _on_cpu() -> Callable[[Config, Placement, int, int], bool]:
             if not out_of_memory(error):
                 raise
             return False
-        finally:
-            gc.collect()
         peaks.append((batch, _taken()))
         return True
 

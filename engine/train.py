@@ -150,7 +150,7 @@ def _train(arguments: Arguments, ranks: "Ranks", watchdog: "Watchdog", interrupt
     config = _fitting_batch(config, dataset)
     if arguments.batch_size == "auto" and resumed is None:
         config = replace(config, batch_size=_largest_batch(config, dataset, placement, ranks))
-        say(f"batch size {config.batch_size}")
+        say(f"batch size {config.batch_size}, as large as fits, an eighth of an epoch at most")
     if resumed is not None and resumed.get("fingerprint") != ranks.from_first(dataset.fingerprint):
         raise InputError(f"{dataset.root}: the data set has changed since {run.folder} began")
     trainer = Trainer(config, dataset, placement, run, interrupt, ranks, watchdog)

@@ -81,7 +81,7 @@ def test_other_errors_come_through(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_batch_that_does_not_fit_is_told_with_one_that_does(
     table: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And `--batch-size auto` takes that; both through real steps of a network that is given 6 pictures of room."""
+    """`--batch-size auto` takes the largest, here an eighth of an epoch. Real steps, with room for 6 pictures."""
     add = Step.add_gradient
 
     def of_six(self: Step, images: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -96,4 +96,4 @@ def test_a_batch_that_does_not_fit_is_told_with_one_that_does(
         train(arguments)
     assert not (tmp_path / "run").exists()
     assert train(Arguments(out=tmp_path / "auto", **options, batch_size="auto")) == 0
-    assert "batch size 4" in capsys.readouterr().out.splitlines()
+    assert "batch size 6, as large as fits, an eighth of an epoch at most" in capsys.readouterr().out.splitlines()
