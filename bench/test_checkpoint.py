@@ -1,6 +1,8 @@
-"""What training waits for at a checkpoint, beside a step of it: the study's network at 320×320, bfloat16 where the
-device computes in it. `extra_info` has the wait as a share of a step; the write before is done each time, as it is after
-500 steps."""
+"""What training waits for at a checkpoint, beside a step of it.
+
+The study's network at 320×320, bfloat16 where the device computes in it. `extra_info` has the wait as a share of a
+step; the write before is done each time, as it is after 500 steps.
+"""
 
 import statistics
 from pathlib import Path

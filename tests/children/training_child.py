@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import nvidia.dali.fn  # noqa: F401 -- so that it is there when the server forks
 import torch
 
-from engine import answers, trainer  # noqa: F401
+# So that they are there when the server forks: what is imported late elsewhere.
+import torch._dynamo  # isort: skip
+import torch.utils.tensorboard  # isort: skip
+from engine import trainer
 from engine.answers import Stopped
 from engine.command import Interrupt, main
 from engine.config import resolve
