@@ -113,7 +113,7 @@ def ablate(arguments: Arguments) -> int:
             results = collect(done, dataset, arguments.device, interrupt)
         except Stopped:
             say("stopped; the same command goes on")
-            return command.INTERRUPTED
+            return interrupt.status
     write_summary(results, arguments.summary or arguments.out)
     for run in study.failed:
         say(f"missing: {ARMS[run.arm].title}, seed {run.seed}, in {run.folder}")
@@ -138,7 +138,7 @@ def _run(study: Study, interrupt: "command.Interrupt") -> None:
         say(f"run {number + 1} of {len(runs)}: {ARMS[run.arm].title}, seed {run.seed}{_left(study, runs)}")
         began = time.perf_counter()
         status = _train(_command(study, run), interrupt)
-        if status == command.INTERRUPTED:
+        if status in command.STOPPED:
             raise Stopped
         if status == command.OK and _finished(run.folder):
             study.seconds.append(time.perf_counter() - began)

@@ -11,6 +11,7 @@ import kernels
 from engine.config import Config, Device
 from engine.device import Placement, decide
 from engine.model import InceptionResNetV1
+from engine.ranks import ALONE, Ranks
 from pipelines.dataset import Dataset
 from pipelines.loader import PADDING, PictureStream, evaluation_stream
 
@@ -52,6 +53,41 @@ def predict(
     return torch.cat(logits)[kept], row[kept].numpy()
 
 
+def predict_part(
+    model: InceptionResNetV1,
+    dataset: Dataset,
+    split: str,
+    batch_size: int,
+    image_size: int,
+    placement: Placement,
+    ranks: Ranks,
+    stopped: Callable[[], bool],
+    progress: Callable[[int, int], None],
+) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    """As `predict`, for a split: each rank answers for its part, and all get all answers, in the split's order.
+
+    `progress` is told pictures done and in all, of the part.
+
+    Raises:
+        Stopped: `stopped` became true; it is not asked where there are several ranks, who would wait for each other.
+    """
+    rows = dataset.splits[split]
+    rows = rows[ranks.part(len(rows))]
+    stream = evaluation_stream(dataset.root, dataset.files, rows, batch_size, placement.spec(image_size))
+    own = predict(
+        model,
+        stream,
+        placement,
+        len(model.logits.bias),
+        stopped if ranks.count == 1 else lambda: False,
+        lambda done: progress(min(len(rows), done * batch_size), len(rows)),
+    )
+    if ranks.count == 1:
+        return own
+    logits, numbers = zip(*ranks.gather(own), strict=True)
+    return torch.cat(logits), np.concatenate(numbers)
+
+
 def mean_loss(logits: torch.Tensor, targets: NDArray[np.bool_]) -> float:
     """Binary cross-entropy, unweighted, the mean over rows and labels."""
     return float(kernels.sigmoid_bce(logits, torch.from_numpy(targets)))
@@ -65,6 +101,7 @@ def answers(
     device: Device,
     stopped: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    ranks: Ranks = ALONE,
 ) -> tuple[torch.Tensor, NDArray[np.int64]]:
     """Logits and row numbers of a split in float32 arithmetic, whatever the run was trained in.
 
@@ -74,21 +111,23 @@ def answers(
         network: answers for `dataset`'s pictures; is moved to the device.
         config: of its run, for picture size and batch size.
         progress: told pictures done and in all.
+        ranks: who share the pictures.
 
     Raises:
         Stopped: `stopped` became true.
         InputError: there is no such device.
     """
-    placement = decide(device, amp=False, compile="off")
-    rows, size = dataset.splits[split], config.batch_size
+    placement = decide(device, amp=False, compile="off", local=ranks.local)
     network.to(device=placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    stream = evaluation_stream(dataset.root, dataset.files, rows, size, placement.spec(config.image_size))
     with torch.backends.cudnn.flags(allow_tf32=False):
-        return predict(
+        return predict_part(
             network,
-            stream,
+            dataset,
+            split,
+            config.batch_size,
+            config.image_size,
             placement,
-            len(network.logits.bias),
+            ranks,
             stopped,
-            lambda done: progress(min(len(rows), done * size), len(rows)),
+            progress,
         )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from kernels import batch_norm, conv1x1
+from kernels import batch_norm, batch_norm_ranks, conv1x1
 from kernels.batch_norm_triton import of_each
 from kernels.launch import past_dispatcher
 from kernels.maps import slices
@@ -75,8 +75,15 @@ class Plan:
 class _Norms:
     """The norms of a block by number: what they are given, what they make of it, and by which vectors."""
 
-    def __init__(self, plan: Plan, training: bool, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
-        self.plan, self.training = plan, training
+    def __init__(
+        self,
+        plan: Plan,
+        training: bool,
+        group: batch_norm_ranks.Group,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+    ) -> None:
+        self.plan, self.training, self.group = plan, training, group
         self.weights, self.biases = list(weights), list(biases)
         self.raw: dict[int, Tensor] = {}
         self.out: dict[int, Tensor] = {}
@@ -91,7 +98,8 @@ class _Norms:
         weights, biases = [self.weights[i] for i in units], [self.biases[i] for i in units]
         half = len(running) // 2
         own = [running[i] for i in units] + [running[half + i] for i in units]
-        ys, statistics = _normalize(xs, weights, biases, own, None, self.training, self.plan.eps, True, 1.0, joined)
+        options = (self.training, self.plan.eps, True, 1.0, joined)
+        ys, statistics = batch_norm_ranks.forward(_normalize, self.group, xs, weights, biases, own, None, *options)
         means, spreads = of_each(xs, statistics, own, self.training)
         self.mean.update(zip(units, means, strict=True))
         self.spread.update(zip(units, spreads, strict=True))
@@ -104,9 +112,8 @@ class _Norms:
         xs, ys = [self.raw[i] for i in units], [self.out[i] for i in units]
         vectors = [[of[i] for i in units] for of in (self.weights, self.biases, self.mean, self.spread)]
         grad_xs: list[Tensor]
-        grad_xs, sums, _ = _normalize_backward(
-            grads, xs, ys, *vectors, self.training, self.plan.eps, True, False, 1.0, joined
-        )
+        own: Sequence[Any] = (*vectors, self.training, self.plan.eps, True, False, 1.0, joined)
+        grad_xs, sums, _ = batch_norm_ranks.backward(_normalize_backward, self.group, grads, xs, ys, *own)
         for i, part in zip(units, slices(xs), strict=True):
             self.grad_bias[i], self.grad_weight[i] = sums[0, part], sums[1, part]
         return grad_xs
@@ -136,10 +143,12 @@ class _Tensors:
         return _Tensors(head, tail, bias, convs, vectors[:n], vectors[n : 2 * n], vectors[2 * n :])
 
 
-def _forward(plan: Plan, training: bool, x: Tensor, given: _Tensors) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def _forward(
+    plan: Plan, training: bool, group: batch_norm_ranks.Group, x: Tensor, given: _Tensors
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """y, what the backward pass needs, and in training the statistics of the norms."""
     branches = range(len(plan.chains))
-    norms = _Norms(plan, training, given.weights, given.biases)
+    norms = _Norms(plan, training, group, given.weights, given.biases)
     found: dict[int, Tensor] = {}
 
     def normalize(units: Sequence[int], joined: bool) -> list[Tensor]:
@@ -173,7 +182,13 @@ def _saved_count(plan: Plan) -> int:
 
 
 def _backward(
-    plan: Plan, training: bool, grad: Tensor, sums: Tensor, everything: Sequence[Tensor], first: bool
+    plan: Plan,
+    training: bool,
+    group: batch_norm_ranks.Group,
+    grad: Tensor,
+    sums: Tensor,
+    everything: Sequence[Tensor],
+    first: bool,
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """The gradient of x, its sums over the pixels, and the gradients of the block's own tensors, that of the bias yet
     without the scale.
@@ -186,7 +201,7 @@ def _backward(
     sizes = [plan.chained, n, n, plan.chained, len(plan.inner), n, n]
     edges = pairwise(accumulate(sizes, initial=0))
     convs, weights, biases, raws, outs, means, spreads = (saved[a:b] for a, b in edges)
-    norms = _Norms(plan, training, weights, biases)
+    norms = _Norms(plan, training, group, weights, biases)
     last_widths = [len(weights[i]) for i in plan.last]
     norms.raw.update(enumerate(torch.split(h, [len(weights[b]) for b in branches], 1)))
     norms.raw.update(enumerate(raws, len(branches)))
@@ -228,14 +243,15 @@ class _Stage(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plans: tuple[Plan, ...], training: bool, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         saved, statistics = [], []
+        group = batch_norm_ranks.current_group()
         at = 0
         for plan in plans:
             given = _Tensors.of(plan, tensors[at : at + _Tensors.count(plan)])
-            x, kept, found = _forward(plan, training, x, given)
+            x, kept, found = _forward(plan, training, group, x, given)
             saved += kept
             statistics += found
             at += _Tensors.count(plan)
-        ctx.plans, ctx.training = plans, training
+        ctx.plans, ctx.training, ctx.group = plans, training, group
         ctx.save_for_backward(*saved)
         ctx.mark_non_differentiable(*statistics)
         ctx.set_materialize_grads(False)  # no zeros for the statistics
@@ -257,7 +273,7 @@ class _Stage(torch.autograd.Function):
                 grad, sums = _join_backward(grad, everything[3], True)
             elif sums is None:
                 sums = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
-            grad, sums, grads = _backward(plan, ctx.training, grad, sums, everything, first=number == 0)
+            grad, sums, grads = _backward(plan, ctx.training, ctx.group, grad, sums, everything, first=number == 0)
             own.insert(0, [*grads, *[None] * (2 * plan.norms)])
         biases = torch._foreach_mul([one[2] for one in own], [plan.scale for plan in plans])  # type: ignore[misc]
         for one, bias in zip(own, biases, strict=True):

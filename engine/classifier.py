@@ -54,7 +54,7 @@ class Classifier:
     def __init__(
         self, path: str | Path, device: Device = "auto", batch_size: int | None = None, threshold: float | None = None
     ) -> None:
-        self._prepare(*read_model(Path(path)), device, batch_size, threshold)
+        self._prepare(*read_model(Path(path)), device, batch_size, threshold, 0)
 
     @classmethod
     def of(
@@ -64,19 +64,26 @@ class Classifier:
         device: Device = "auto",
         batch_size: int | None = None,
         threshold: float | None = None,
+        number: int = 0,
     ) -> "Classifier":
-        """From the content of a file."""
+        """From the content of a file; `number` is that of the GPU."""
         made = cls.__new__(cls)
-        made._prepare(content, description, device, batch_size, threshold)
+        made._prepare(content, description, device, batch_size, threshold, number)
         return made
 
     def _prepare(
-        self, content: bytes, description: Description, device: Device, batch_size: int | None, threshold: float | None
+        self,
+        content: bytes,
+        description: Description,
+        device: Device,
+        batch_size: int | None,
+        threshold: float | None,
+        number: int,
     ) -> None:
         self.description = description
         place, why = decide(device, description)
         self.batch_size = batch_size or (16 if place == "cpu" else 64)
-        self.session = Session(content, description, place, self.batch_size)
+        self.session = Session(content, description, place, self.batch_size, number)
         self.note = f"{description.precision} on {place}{f' ({why})' if why else ''}"
         self.labels = description.labels
         own = np.array(description.thresholds, np.float32)
@@ -117,7 +124,7 @@ class Classifier:
     def stream(self, paths: Sequence[str]) -> Iterator[Answers]:
         """Answers as they come; the next photographs are decoded meanwhile."""
         placement, threads = ("cpu", len(os.sched_getaffinity(0))) if self.session.device == "cpu" else ("gpu", 4)
-        spec = PictureSpec(self.description.image_size, placement, threads=threads)  # type: ignore[arg-type]
+        spec = PictureSpec(self.description.image_size, placement, threads=threads, device_id=self.session.number)  # type: ignore[arg-type]
         any_size = self.description.any_size
         for found in Photographs(paths, self.batch_size, spec, letterboxed=not any_size):
             probabilities = np.empty((0, len(self.labels)), np.float32)

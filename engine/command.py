@@ -1,4 +1,4 @@
-"""What the engine's commands share: those of `pipelines.command`, and a state saved on Ctrl-C."""
+"""What the engine's commands share: those of `pipelines.command`, and a state saved when they are told to stop."""
 
 import signal
 from types import FrameType
@@ -6,26 +6,36 @@ from typing import Any
 
 from pipelines.command import BAD_INPUT, INTERRUPTED, OK, main, parse
 
-__all__ = ["BAD_INPUT", "INTERRUPTED", "OK", "Interrupt", "main", "parse"]
+__all__ = ["BAD_INPUT", "INTERRUPTED", "OK", "STOPPED", "Interrupt", "main", "parse"]
+
+# Ctrl-C; what batch schedulers send before they take a job's machine away, and as an early warning.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOPPED = tuple(128 + number for number in SIGNALS)  # exit status
 
 
 class Interrupt:
-    """Ctrl-C as a question: false until pressed. Pressed again, it stops at once."""
+    """A signal to stop as a question: false until it comes. Ctrl-C pressed again stops at once.
+
+    Attributes:
+        status: to leave with, 128 + the signal's number: 130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1.
+    """
 
     def __init__(self) -> None:
-        self.pressed = False
+        self.came, self.status = False, INTERRUPTED
 
     def __enter__(self) -> "Interrupt":
-        self._before = signal.signal(signal.SIGINT, self._press)
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def __call__(self) -> bool:
-        return self.pressed
+        return self.came
 
-    def _press(self, _signal: int, _frame: FrameType | None) -> None:
-        if self.pressed:
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.came and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.pressed = True
+        if not self.came:
+            self.came, self.status = True, 128 + number

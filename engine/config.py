@@ -60,6 +60,7 @@ class Config:
     accumulate: int = 1
     clip_grad_norm: float | None = None
     ema_decay: float | None = None
+    sync_norm: bool = False
     sampling: Sampling = "oversample"
     oversample_target: int | None = None
     class_weights: bool = False

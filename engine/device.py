@@ -45,23 +45,25 @@ class Placement:
         dtype: Pixel = "float32"
         if self.amp is not None:
             dtype = "bfloat16" if self.amp == torch.bfloat16 else "float16"
-        return PictureSpec(size, placement, dtype, threads)
+        return PictureSpec(size, placement, dtype, threads, self.device.index or 0)
 
 
-def decide(device: Device, amp: bool, compile: Compile) -> Placement:
-    """The placement for what the user asks.
+def decide(device: Device, amp: bool, compile: Compile, local: int = 0) -> Placement:
+    """The placement for what the user asks; `local` is the number of this process on this machine, and of its GPU.
 
     Raises:
-        InputError: CUDA is asked for and there is none.
+        InputError: CUDA is asked for and there is none, or none for this process.
     """
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         why = "this torch is built without CUDA" if torch.version.cuda is None else "no usable GPU or driver was found"
         raise InputError(f"--device cuda: {why}")
     if device == "cuda" or (device == "auto" and cuda):
+        if local >= torch.cuda.device_count():
+            raise InputError(f"process {local + 1} on this machine has no GPU: there are {torch.cuda.device_count()}")
         half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return Placement(
-            torch.device("cuda", 0), half if amp else None, amp and half == torch.float16, compile != "off", ()
+            torch.device("cuda", local), half if amp else None, amp and half == torch.float16, compile != "off", ()
         )
     notes = []
     if amp and not cpu_has_bfloat16():

@@ -15,6 +15,7 @@ from pipelines.errors import InputError
 
 if TYPE_CHECKING:
     from engine.predicted import Predicted
+    from engine.ranks import Ranks
     from engine.trained import Trained
     from pipelines.dataset import Dataset
 
@@ -56,6 +57,14 @@ def evaluate(arguments: Arguments) -> int:
     Raises:
         InputError: bad input, told in one line.
     """
+    from engine.ranks import STALLED, joined
+
+    _require_folders(arguments)
+    with joined(STALLED) as ranks:
+        return _evaluate(arguments, ranks)
+
+
+def _evaluate(arguments: Arguments, ranks: "Ranks") -> int:
     from engine.answers import Stopped
     from engine.data import data_of_run
     from engine.evaluation_table import print_figures
@@ -63,9 +72,8 @@ def evaluate(arguments: Arguments) -> int:
     from engine.trained import load_trained
     from pipelines.progress import bar, say
 
-    _require_folders(arguments)
-    trained = load_trained(arguments.run)
-    dataset = data_of_run(trained.config, arguments.data, arguments.format)
+    trained = ranks.from_first(lambda: load_trained(arguments.run))
+    dataset = ranks.from_first(lambda: data_of_run(trained.config, arguments.data, arguments.format))
     for note in _notes(trained, dataset):
         say(note)
     with command.Interrupt() as interrupt, bar(f"evaluating {arguments.split}") as advance:
@@ -79,9 +87,12 @@ def evaluate(arguments: Arguments) -> int:
                 arguments.seed,
                 interrupt,
                 lambda done, total: advance(done, total, ""),
+                ranks,
             )
         except Stopped:
-            return command.INTERRUPTED
+            return interrupt.status
+    if not ranks.first:
+        return command.OK
     print_figures(content)
     if arguments.out is not None:
         write_json(arguments.out, content)
@@ -101,8 +112,11 @@ def evaluation(
     seed: int = 0,
     stopped: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    ranks: "Ranks | None" = None,
 ) -> tuple["Predicted", dict[str, Any]]:
     """The answers for a split, for all labels of the network, and the figures of those that the data set has too.
+
+    `ranks` share the pictures; all get all answers, and only the first draws intervals.
 
     Raises:
         Stopped: `stopped` became true.
@@ -111,6 +125,7 @@ def evaluation(
     from engine.answers import answers
     from engine.figures import figures
     from engine.predicted import Predicted
+    from engine.ranks import ALONE
 
     if not len(dataset.splits.get(split, ())):
         there = ", ".join(name for name, rows in dataset.splits.items() if len(rows))
@@ -118,7 +133,9 @@ def evaluation(
     known = [i for i, label in enumerate(trained.labels) if label in set(dataset.labels)]
     if not known:
         raise InputError(f"{dataset.root}: has none of the labels that the run was trained for")
-    logits, rows = answers(trained.network, dataset, split, trained.config, device, stopped, progress)
+    ranks = ranks or ALONE
+    logits, rows = answers(trained.network, dataset, split, trained.config, device, stopped, progress, ranks)
+    draws = draws if ranks.first else 0
     matched = replace(dataset, labels=trained.labels, targets=_matched(dataset, trained.labels))
     found = Predicted.of(logits, rows, matched)
     labels, thresholds = [trained.labels[i] for i in known], [trained.thresholds[i] for i in known]

@@ -8,6 +8,7 @@ from engine.config import Config
 from engine.figures import figures
 from engine.model import InceptionResNetV1
 from engine.predicted import Predicted
+from engine.ranks import ALONE, Ranks
 from engine.run import Run, write_json
 from engine.thresholds import tuned_thresholds
 from pipelines.dataset import Dataset
@@ -21,13 +22,16 @@ def write_figures(
     config: Config,
     stopped: Callable[[], bool],
     progress: Callable[[int, int], None],
+    ranks: Ranks = ALONE,
 ) -> None:
-    """validation.npz, thresholds.json and report.json of a network, in float32 arithmetic.
+    """validation.npz, thresholds.json and report.json of a network, in float32 arithmetic; the first rank writes.
 
     Raises:
         Stopped: `stopped` became true; nothing was written.
     """
-    logits, rows = answers(network, dataset, "val", config, config.device, stopped, progress)
+    logits, rows = answers(network, dataset, "val", config, config.device, stopped, progress, ranks)
+    if not ranks.first:
+        return
     found = Predicted.of(logits, rows, dataset)
     thresholds = tuned_thresholds(found.probabilities, found.targets).tolist()
     content = {"split": "val", "epoch": epoch, "loss": found.loss}

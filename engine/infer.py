@@ -19,9 +19,11 @@ from pipelines.errors import InputError
 if TYPE_CHECKING:
     from engine.classifier import Classifier
     from engine.predictions import Predictions
+    from engine.ranks import Ranks
 
 
 UNREADABLE, MOST = 10, 100  # exit status 10 + photographs that could not be read, 100 of them at most
+LONGEST_WAIT = 7 * 24 * 3600.0  # seconds, of the fastest process for the slowest
 LINE_EVERY = 60.0  # seconds between lines where there is no bar
 
 
@@ -75,6 +77,13 @@ def infer(arguments: Arguments) -> int:
         raise InputError(f"--threshold {arguments.threshold:g}: must lie between 0 and 1")
     if any(_same(arguments.out, path) for path in arguments.paths):
         raise InputError(f"--out {arguments.out}: is what the photographs are to be read from; give another file")
+    from engine.ranks import joined
+
+    with joined(LONGEST_WAIT) as ranks:
+        return _infer(arguments, ranks)
+
+
+def _infer(arguments: Arguments, ranks: "Ranks") -> int:
     from engine.classifier import Classifier
     from engine.model_file import read_model
     from engine.predictions import Predictions, digest
@@ -83,29 +92,34 @@ def infer(arguments: Arguments) -> int:
     from pipelines.progress import say
 
     content, description = read_model(arguments.file)
-    paths = photographs(arguments.paths, _standard_input())
-    classifier = Classifier.of(content, description, arguments.device, arguments.batch_size, arguments.threshold)
+    paths = ranks.from_first(lambda: photographs(arguments.paths, _standard_input()))
+    options = (arguments.device, arguments.batch_size, arguments.threshold)
+    classifier = Classifier.of(content, description, *options, number=ranks.local)
     version = digest(content, arguments.threshold)
     del content
     with (
-        Predictions(arguments.out, description.labels, version, arguments.resume) as predictions,
+        Predictions(arguments.out, description.labels, version, arguments.resume, ranks.rank) as predictions,
         command.Interrupt() as interrupt,
     ):
         left = [path for path in paths if as_text(path) not in predictions.done]
         already = f", {len(paths) - len(left):,} of them done" if predictions.done else ""
         say(f"{len(paths):,} photographs{already}; {classifier.note}")
+        own = left[ranks.part(len(left))]
         began = time.perf_counter()
         with decoder_silenced():
-            finished = _classify(classifier, left, predictions, interrupt)
-        if not finished:
-            say(f"stopped, {predictions.rows:,} of {len(paths):,} done; the same command with --resume goes on")
-            return command.INTERRUPTED
-        predictions.finish()
+            finished = _classify(classifier, own, predictions, interrupt)
+        found = ranks.gather((finished, predictions.rows, predictions.unreadable))
+        rows, unreadable = (sum(numbers) for numbers in ([f[1] for f in found], [f[2] for f in found]))
+        if not all(whole for whole, _, _ in found):
+            say(f"stopped, {rows:,} of {len(paths):,} done; the same command with --resume goes on")
+            return interrupt.status
+        if ranks.first:
+            predictions.finish()
     rate = speed(len(left), time.perf_counter() - began)
-    say(f"{arguments.out}: {predictions.rows:,} photographs, {rate}")
-    if predictions.unreadable:
-        say(f"{predictions.unreadable:,} of them could not be read; their rows say why")
-        return UNREADABLE + min(predictions.unreadable, MOST)
+    say(f"{arguments.out}: {rows:,} photographs, {rate}")
+    if unreadable:
+        say(f"{unreadable:,} of them could not be read; their rows say why")
+        return UNREADABLE + min(unreadable, MOST)
     return command.OK
 
 

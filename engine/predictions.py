@@ -6,6 +6,7 @@ one goes on with another's answers.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -37,34 +38,42 @@ class Predictions:
         labels: of the network.
         digest: of what decides the answers.
         resume: whether to go on with an interrupted file.
+        rank: of this process among several that answer for a part of the files each. Each has a file of its own until
+            the first puts them together.
 
     Attributes:
-        done: files that were there already.
-        rows, unreadable: of the file so far.
+        done: files that were there already, whichever process answered for them.
+        rows, unreadable: of this process so far, and with the first those that were there already.
 
     Raises:
         InputError: another ending, a folder, a place that cannot be written, an interrupted file without `resume`, or
             none with.
     """
 
-    def __init__(self, out: Path, labels: Sequence[str], digest: str, resume: bool) -> None:
+    def __init__(self, out: Path, labels: Sequence[str], digest: str, resume: bool, rank: int = 0) -> None:
         if out.suffix.lower() not in ENDINGS:
             raise InputError(f"--out {out}: the file's name must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
         if out.is_dir():
             raise InputError(f"--out {out}: is a folder; give the name of a file")
         self.out, self.labels = out, list(labels)
-        self.partial = out.with_name(f"{out.name}.{digest}.partial")
+        self._name = f"{out.name}.{digest}"
+        self.partial = out.with_name(f"{self._name}{f'.{rank}' if rank else ''}.partial")
+        there = self._partials()
         if self.partial.exists() and not resume:
             raise InputError(
                 f"{self.partial} is left from an interrupted run; --resume goes on, deleting it starts anew"
             )
-        if resume and not self.partial.exists():
+        if resume and not there:
             raise InputError(f"--resume: no interrupted run of this network with these options wrote {out}")
         self.rows = self.unreadable = 0
         self.done: set[str] = set()
         try:
-            if resume:
-                self._take_up()
+            for path in there if resume else ():
+                self._take_up(path, path == self.partial)
+            if rank:
+                self.rows = self.unreadable = 0  # the first has counted them
+            else:
+                self.rows = len(self.done)
             self._file = self.partial.open("a", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{out}: cannot be written: {error.strerror}") from None
@@ -78,10 +87,16 @@ class Predictions:
         if self.partial.exists() and not self.partial.stat().st_size:
             self.partial.unlink()
 
-    def _take_up(self) -> None:
-        """Cuts off a line that was not finished, and notes whose photographs are there."""
+    def _partials(self) -> list[Path]:
+        """The files of all processes, the first one's first."""
+        own = self.out.with_name(f"{self._name}.partial")
+        others = self.out.parent.glob(f"{glob.escape(self._name)}.*.partial")
+        return [path for path in (own, *sorted(others, key=lambda path: int(path.suffixes[-2][1:]))) if path.exists()]
+
+    def _take_up(self, path: Path, own: bool) -> None:
+        """Notes whose photographs are there; of its own file it cuts off a line that was not finished."""
         whole = 0
-        with self.partial.open("rb") as file:
+        with path.open("rb") as file:
             for line in file:
                 try:
                     row = json.loads(line) if line.endswith(b"\n") else {}
@@ -90,8 +105,8 @@ class Predictions:
                 except (ValueError, KeyError, TypeError):
                     break
                 whole += len(line)
-        self.rows = len(self.done)
-        os.truncate(self.partial, whole)
+        if own:
+            os.truncate(path, whole)
 
     def add(
         self,
@@ -134,6 +149,10 @@ class Predictions:
         import polars as pl
 
         try:
+            others = [path for path in self._partials() if path != self.partial]
+            for path in others:
+                with path.open(encoding="utf-8") as file:
+                    self._file.writelines(line for line in file if line.endswith("\n"))
             self._file.flush()
             os.fsync(self._file.fileno())
             if self.out.suffix.lower() == ".jsonl":
@@ -142,6 +161,8 @@ class Predictions:
                 with replace_file(self.out) as temporary:
                     self._convert(temporary)
                 self.partial.unlink()
+            for path in others:
+                path.unlink()
         except (OSError, pl.exceptions.PolarsError) as error:
             raise self._failed(error) from None
 

@@ -71,7 +71,7 @@ def report(arguments: Arguments) -> int:
                     lambda n, m: advance(n, m, ""),
                 )
             except Stopped:
-                return command.INTERRUPTED
+                return interrupt.status
     write_page(run, dataset)
     say(f"{run.page}")
     return command.OK

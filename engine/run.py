@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipelines.cache import replace_file
 from pipelines.errors import InputError, reading
 
@@ -33,6 +31,10 @@ class Run:
     @property
     def last(self) -> Path:
         return self.folder / "checkpoints" / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        return self.folder / "checkpoints" / "previous.pt"
 
     @property
     def best(self) -> Path:
@@ -161,34 +163,3 @@ def write_json(path: Path, content: Any) -> None:
     """JSON that a person can read, whole or not at all."""
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Tensors and plain values to a file, whole or not at all.
-
-    Raises:
-        InputError: the disk is full, or fails otherwise.
-    """
-    try:
-        with replace_file(path) as temporary:
-            torch.save(state, temporary)
-    except (OSError, RuntimeError) as error:  # the latter is what torch makes of a failed write
-        why = getattr(error, "strerror", None) or "is the disk full?"
-        raise InputError(f"{path}: cannot be written: {why}") from None
-
-
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What `save_checkpoint` wrote.
-
-    Raises:
-        InputError: no such file, or it is damaged or holds more than tensors and plain values.
-    """
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # whatever a damaged file makes of the reader
-        raise InputError(f"{path}: not a usable checkpoint ({type(error).__name__})") from None
-    if not isinstance(state, dict):
-        raise InputError(f"{path}: not a usable checkpoint (it holds a {type(state).__name__})")
-    return state

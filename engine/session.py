@@ -33,13 +33,16 @@ class Session:
         content, description: of the file, as `model_file.read_model` gives them.
         device: as `decide` gives it.
         batch_size: pictures that most batches have; a GPU records its launches for as many.
+        number: of the GPU.
 
     Raises:
         InputError: the device does not work after all, or takes only part of the network.
     """
 
-    def __init__(self, content: bytes, description: Description, device: Place, batch_size: int) -> None:
-        self._content, self._description, self.device = content, description, device
+    def __init__(
+        self, content: bytes, description: Description, device: Place, batch_size: int, number: int = 0
+    ) -> None:
+        self._content, self._description, self.device, self.number = content, description, device, number
         self._run = self._on_cpu() if self.device == "cpu" else self._on_gpu(batch_size)
 
     def __call__(self, images: Any) -> NDArray[np.float32]:
@@ -77,29 +80,30 @@ class Session:
         fixed = not self._description.any_size
         session = self._session({"enable_cuda_graph": "1"} if fixed and self.device == "cuda" else {}, threads=0)
         self._require_all(session)
+        gpu = torch.device("cuda", self.number)
         labels, size = len(self._description.labels), self._description.image_size
-        place = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8, device="cuda") if fixed else None
-        place_after = torch.zeros((batch_size, labels), device="cuda")
+        place = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8, device=gpu) if fixed else None
+        place_after = torch.zeros((batch_size, labels), device=gpu)
 
         turn = Lock()
 
         def once(given: torch.Tensor) -> NDArray[np.float32]:
             if place is None:
-                pixels, answers = given.contiguous(), torch.empty((len(given), labels), device="cuda")
+                pixels, answers = given.contiguous(), torch.empty((len(given), labels), device=gpu)
             else:
                 place[: len(given)].copy_(given)
                 pixels, answers = place, place_after
             binding = session.io_binding()
-            binding.bind_input(INPUT, "cuda", 0, np.uint8, tuple(pixels.shape), pixels.data_ptr())
-            binding.bind_output(OUTPUT, "cuda", 0, np.float32, tuple(answers.shape), answers.data_ptr())
-            torch.cuda.synchronize()  # ONNX Runtime has a stream of its own
+            binding.bind_input(INPUT, "cuda", self.number, np.uint8, tuple(pixels.shape), pixels.data_ptr())
+            binding.bind_output(OUTPUT, "cuda", self.number, np.float32, tuple(answers.shape), answers.data_ptr())
+            torch.cuda.synchronize(gpu)  # ONNX Runtime has a stream of its own
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
             found: NDArray[np.float32] = answers[: len(given)].cpu().numpy()
             return found
 
         def run(images: Any) -> NDArray[np.float32]:
-            given = torch.as_tensor(images, device="cuda")
+            given = torch.as_tensor(images, device=gpu)
             with turn:
                 return np.concatenate([once(part) for part in torch.split(given, batch_size)])
 
@@ -112,9 +116,9 @@ class Session:
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         providers: list[Any] = [PROVIDERS["cpu"]]
         if self.device != "cpu":
-            providers = [(PROVIDERS["cuda"], {"device_id": "0", **options})]
+            providers = [(PROVIDERS["cuda"], {"device_id": str(self.number), **options})]
         if self.device == "tensorrt":
-            providers.insert(0, (PROVIDERS["tensorrt"], _tensorrt_options(self._description)))
+            providers.insert(0, (PROVIDERS["tensorrt"], _tensorrt_options(self._description, self.number)))
         try:
             return ort.InferenceSession(self._content, settings, providers=providers)
         except Exception as error:  # onnxruntime raises classes of its own for each kind of trouble
@@ -196,11 +200,11 @@ def _slices(shape: tuple[int, ...], cores: int) -> int:
     return min(shape[0], cores * -(-pixels // (SLICE_PIXELS * cores)))
 
 
-def _tensorrt_options(description: Description) -> dict[str, str]:
+def _tensorrt_options(description: Description, number: int) -> dict[str, str]:
     folder = cache_dir() / "tensorrt"
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        "device_id": "0",
+        "device_id": str(number),
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "1",

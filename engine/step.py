@@ -1,14 +1,20 @@
 """A training step: forward pass, loss, backward pass, update."""
 
+from collections.abc import Sequence
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import kernels
 from engine.average import WeightAverage
 from engine.config import Config
 from engine.device import Placement
+from engine.gradients import Summed
+from engine.health import Health, Outcome, share_memory
 from engine.muon import Muon
 from engine.recorded import Function, Recorded, Stream
+from kernels.batch_norm_ranks import synchronised
 
 WARM_UP = 3  # updates, as many as PyTorch's documentation of CUDA graphs takes
 
@@ -24,14 +30,28 @@ class Step:
         placement: device and arithmetic.
         model: on the device.
         pos_weight: [labels] on the device, of the positive cases in the loss.
+        group: processes that train together; None: this one alone.
+        share: this process's part of each batch.
 
     Attributes:
-        loss_sum: float64, on the device; each batch's loss is added.
+        loss_sum: float64, on the device; the losses of each update's batches are added, of all processes, but for those
+            of updates that were skipped, their loss or gradient not being finite.
     """
 
-    def __init__(self, config: Config, placement: Placement, model: nn.Module, pos_weight: Tensor | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        placement: Placement,
+        model: nn.Module,
+        pos_weight: Tensor | None,
+        group: dist.ProcessGroup | None = None,
+        share: float = 1.0,
+    ) -> None:
         self.config, self.placement, self.model, self.pos_weight = config, placement, model, pos_weight
         device, recorded = placement.device, placement.recorded
+        self.group, self.share = group, share
+        self.health, self.running = Health(device), share_memory(model)
+        self.running_before = self.running.clone()
         self.rate = torch.tensor(config.lr, device=device) if recorded else config.lr
         matrices = [p for p in model.parameters() if p.ndim == 4] if config.optimizer == "muon" else []
         rest = [p for p in model.parameters() if p.ndim != 4 or not matrices]
@@ -39,9 +59,17 @@ class Step:
         self.muon = Muon(matrices, self.rate) if matrices else None
         self.optimizers = [self.optimizer, *([] if self.muon is None else [self.muon])]
         self.scaler = torch.amp.GradScaler(device.type, enabled=placement.scaled)
+        if not placement.scaled:  # a scaler finds out by itself
+            for optimizer in self.optimizers:
+                optimizer.found_inf = self.health.skip  # type: ignore[attr-defined]
         self.average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.pending = torch.zeros((), dtype=torch.float64, device=device)  # losses of the update at hand
         self.together = torch.ones((), device=device)
+        self.stop = torch.zeros((), device=device)
+        self.parameters = list(model.parameters())
+        like = [*self.parameters, self.running, self.stop, self.stop]
+        self.summed = None if group is None else Summed(like, group)
         self.updates = 0
         self.stream = Stream(device) if recorded else None
         functions: tuple[Function, ...] = (self._first, self._further, self._update)
@@ -58,7 +86,7 @@ class Step:
             first: whether it is the first batch of the update.
             together: batches that make one update.
         """
-        self.together.fill_(together)
+        self.together.fill_(together / self.share)
         add = self._add_first if first else self._add_further
         loss = add(images, targets)
         assert loss is not None
@@ -82,24 +110,55 @@ class Step:
     def _first(self, images: Tensor, targets: Tensor) -> Tensor:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)  # the backward pass hands its tensors over: nothing is cleared
+        self.pending.zero_()
+        self.running_before.copy_(self.running)
         return self._further(images, targets)
 
     def _further(self, images: Tensor, targets: Tensor) -> Tensor:
-        with self.placement.autocast():
+        with self.placement.autocast(), synchronised(self.group if self.config.sync_norm else None):
             logits = self.model(images)
         loss = kernels.sigmoid_bce(logits, targets, self.pos_weight)
         torch.autograd.backward(self.scaler.scale(loss / self.together))
-        self.loss_sum += loss.detach()
+        self.pending += loss.detach()
         return loss.detach()
 
     def _update(self) -> None:
+        gradients = [p.grad for p in self.parameters]
+        loss, stop = self.pending, self.stop
+        if self.summed is not None:
+            with torch.no_grad():
+                own = [*gradients, self.running * self.share, self.pending.float() * self.share, self.stop]
+            *sums, running, loss, stop = self.summed.of(own)  # type: ignore[arg-type]
+            self.running.copy_(running)
+            self._hand_over(sums)
         if self.config.clip_grad_norm is not None:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm, foreach=True)
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad_norm, foreach=True)
+        else:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
+        if self.placement.scaled:
+            norm = self.stop  # a gradient beyond half precision only says that the scale is too large
+        self.health.note(norm, loss, self.pending, stop)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
+        self._hand_over(gradients)  # what is recorded adds the next batches to these
+        skip = self.health.skip > 0
+        self.running.copy_(torch.where(skip, self.running_before, self.running))
+        self.loss_sum += torch.where(skip, 0.0, loss)
+
+    def _hand_over(self, gradients: Sequence[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    def ask_to_stop(self) -> None:
+        """Tells all processes at the next update; their outcomes say so."""
+        self.stop.fill_(1)
+
+    def outcomes(self, updates: int) -> list[Outcome]:
+        """Of the last updates, health.KEPT at most, the oldest first; waits for the device."""
+        return self.health.look(updates)
 
     def state(self) -> dict[str, object]:
         """For a checkpoint."""

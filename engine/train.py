@@ -1,9 +1,10 @@
 """python -m engine.train: a folder of photographs and a table of labels in, a trained network out."""
 
-from contextlib import nullcontext
+import os
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -15,7 +16,9 @@ from pipelines.sampling import Sampling
 
 if TYPE_CHECKING:
     from engine.device import Placement
+    from engine.ranks import Ranks
     from engine.run import Run
+    from engine.watchdog import Watchdog
     from pipelines.dataset import Dataset
 
 MAY_CHANGE = ("epochs", "device", "compile", "picture_memory")  # on --resume; anything else would make it another run
@@ -40,8 +43,8 @@ class Arguments:
     """Automatic mixed precision."""
     epochs: int | None = None
     """Passes over the training pictures."""
-    batch_size: int | None = None
-    """Pictures a step."""
+    batch_size: int | Literal["auto"] | None = None
+    """Pictures a step, of all processes together; auto: as many as fit into memory, an eighth of an epoch at most."""
     image_size: int | None = None
     """Side of the square picture that the network is given, in pixels."""
     width: float | None = None
@@ -60,6 +63,8 @@ class Arguments:
     """Largest norm of the gradient; a longer one is shortened to it."""
     ema_decay: float | None = None
     """Validate and keep an exponential moving average of the weights, with this decay a step, as 0.999."""
+    sync_norm: bool = False
+    """Batch norm over the pictures of all processes instead of each one's own."""
     patience: int | None = None
     """Epochs without a lower validation loss after which training stops."""
     seed: int | None = None
@@ -93,6 +98,9 @@ class Arguments:
 
     picture_memory: Annotated[float | None, tyro.conf.arg(metavar="GB")] = None
     """Memory for decoded pictures, so that later epochs need not decode them; by default a quarter of what is free."""
+    stall_seconds: float | None = None
+    """Seconds without progress after which it is said where, and after which a process that waits for another gives up;
+    by default 600."""
     loader_report: bool = False
     """Measure the loader alone, the network alone and both together, say which one waits, and stop."""
 
@@ -107,77 +115,128 @@ def main() -> int:
 
 
 def train(arguments: Arguments) -> int:
-    """Trains as the command line says; the exit status.
+    """Trains as the command line says, with the other processes of torchrun if there are any; the exit status.
 
     Raises:
         InputError: bad input, told in one line.
     """
+    from engine.ranks import STALLED, joined
+    from engine.watchdog import Watchdog
+
+    seconds = STALLED if arguments.stall_seconds is None else arguments.stall_seconds
+    if not 0 < seconds < 1e6:
+        raise InputError(f"--stall-seconds {seconds:g}: must lie between 0 and 1,000,000")
+    with joined(1.1 * seconds) as ranks:
+        name = f"rank {ranks.rank}: " if ranks.count > 1 else ""
+        with Watchdog(seconds, name) as watchdog, command.Interrupt() as interrupt:
+            return _train(arguments, ranks, watchdog, interrupt)
+
+
+def _train(arguments: Arguments, ranks: "Ranks", watchdog: "Watchdog", interrupt: command.Interrupt) -> int:
     from engine.answers import Stopped
     from engine.run import write_json
-    from engine.trainer import Trainer
+    from engine.trainer import OutOfMemory, Trainer
     from engine.weights import has_block8, load_weights, read_weights
     from pipelines.check import BackgroundCheck
     from pipelines.progress import say
 
-    run, config, resumed = _run_and_config(arguments)
+    run, config, resumed = ranks.from_first(lambda: _run_and_config(arguments))
     from engine.device import decide
 
-    placement = decide(config.device, config.amp, config.compile)
+    placement = decide(config.device, config.amp, config.compile, ranks.local)
     for note in placement.notes:
         say(note)
-    weights = {} if config.init is None or resumed is not None else read_weights(Path(config.init))
+    fresh = config.init if resumed is None else None
+    weights = {} if fresh is None else ranks.from_first(lambda: read_weights(Path(fresh)))
     if weights:
         config = replace(config, block8=has_block8(weights))
-    dataset = _dataset(config, None if resumed is None else run.rejected_files())
+    dataset = ranks.from_first(lambda: _dataset(config, None if resumed is None else run.rejected_files()))
+    if not dataset.root.is_dir():
+        raise InputError(f"rank {ranks.rank}: {dataset.root}: is not there on this machine")
     config = _fitting_batch(config, dataset)
-    if resumed is not None and resumed.get("fingerprint") != dataset.fingerprint():
+    if arguments.batch_size == "auto" and resumed is None:
+        config = replace(config, batch_size=_largest_batch(config, dataset, placement, ranks))
+        say(f"batch size {config.batch_size}, as large as fits, an eighth of an epoch at most")
+    if resumed is not None and resumed.get("fingerprint") != ranks.from_first(dataset.fingerprint):
         raise InputError(f"{dataset.root}: the data set has changed since {run.folder} began")
-    with command.Interrupt() as interrupt:
-        trainer = Trainer(config, dataset, placement, run, interrupt)
-        if arguments.loader_report:
-            from engine.loader_report import loader_report
+    trainer = Trainer(config, dataset, placement, run, interrupt, ranks, watchdog)
+    if arguments.loader_report:
+        from engine.loader_report import loader_report
 
-            for line in loader_report(trainer):
-                say(line)
-            return command.OK
-        if resumed is not None:
-            run.create()
-            trainer.restore()
-            if resumed != {**resumed, **config.values()}:  # what was given beside --resume holds from now on
-                write_json(run.config, {**resumed, **config.values()})
-        elif config.init is not None:
-            say(load_weights(trainer.model, weights, Path(config.init)))
-        try:
-            # Only now: bad input so far leaves no folder behind.
-            with run.created() if resumed is None else nullcontext(), BackgroundCheck(dataset.root) as check:
+        for line in loader_report(trainer):
+            say(line)
+        return command.OK
+    if resumed is not None:
+        ranks.from_first(run.create)
+        trainer.restore()
+        if ranks.first and resumed != {
+            **resumed,
+            **config.values(),
+        }:  # what was given beside --resume holds from now on
+            write_json(run.config, {**resumed, **config.values()})
+    elif fresh is not None:
+        say(load_weights(trainer.model, weights, Path(fresh)))
+    try:
+        # Only now: bad input so far leaves no folder behind.
+        with ExitStack() as stack:
+            if ranks.first:
                 if resumed is None:
+                    stack.enter_context(run.created())
                     _record(run, config, dataset)
-                _describe(run, config, dataset, placement)
-                trainer.fit()
+                check = stack.enter_context(BackgroundCheck(dataset.root))
+                _describe(run, config, dataset, placement, ranks)
+            trainer.fit()
+            if ranks.first:
                 _tell_bad(check.found(), dataset)
-        except Stopped:
-            say(f"stopped and saved; go on with: python -m engine.train --resume {run.folder}")
-            return command.INTERRUPTED
-    _summarise(run)
-    return command.OK
+    except Stopped:
+        say(f"stopped and saved; go on with: python -m engine.train --resume {run.folder}")
+        ranks.gather(None)  # torchrun ends the others when one leaves: not before the first has written
+        return interrupt.status
+    except OutOfMemory:
+        pass  # once nothing refers to the trainer any more, there is room to try
+    else:
+        if ranks.first:
+            _summarise(run)
+        return command.OK
+    del trainer
+    from engine.fitting import largest_batch  # not with the others: they may have had memory enough, and wait
+
+    most = config.batch_size // ranks.count - 1
+    fitting = largest_batch(config, placement, len(dataset.labels), most) * ranks.count
+    raise InputError(
+        f"out of memory with --batch-size {config.batch_size}; {fitting} is the largest that fits here, and "
+        f"--accumulate N makes an update of N such batches"
+    )
+
+
+def _largest_batch(config: Config, dataset: "Dataset", placement: "Placement", ranks: "Ranks") -> int:
+    """Of all processes together, tried on each."""
+    from engine.fitting import largest_batch
+    from pipelines.sampling import epoch_rows
+
+    targets = dataset.targets[dataset.splits["train"]]
+    rows = len(epoch_rows(targets, config.sampling, config.seed, 0, config.oversample_target))
+    most = max(2, rows // (8 * ranks.count))
+    return min(ranks.gather(largest_batch(config, placement, len(dataset.labels), most))) * ranks.count
 
 
 def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any] | None]:
     """The run, its configuration, and what config.json holds if it is one to go on with."""
     from datetime import datetime
 
+    from engine.ranks import started_by_torchrun
     from engine.run import Run
     from pipelines.progress import say
 
     given = arguments.given()
     if arguments.resume is not None:
-        fixed = [name for name in given if name not in ("resume", "loader_report", *MAY_CHANGE)]
+        fixed = [name for name in given if name not in ("resume", "loader_report", "stall_seconds", *MAY_CHANGE)]
         if fixed:
             raise InputError(f"--{fixed[0].replace('_', '-')} cannot be given with --resume: it would be another run")
         run = Run(arguments.resume)
         content = run.read_config()
-        given.pop("resume")
-        given.pop("loader_report", None)
+        for name in ("resume", "loader_report", "stall_seconds"):
+            given.pop(name, None)
         return run, replace(Config.load(content, run.config), **given), content
     preset = arguments.preset
     if preset is None:
@@ -185,16 +244,39 @@ def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any]
 
         preset = "paper" if torch.cuda.is_available() else "demo"
         say(f"preset {preset}, since there is {'a' if preset == 'paper' else 'no'} GPU; --preset chooses another")
-    for name in ("preset", "out", "loader_report"):
+    for name in ("preset", "out", "loader_report", "stall_seconds"):
         given.pop(name, None)
+    if arguments.batch_size == "auto":
+        given.pop("batch_size")
     given["layout"] = given.pop("format", None)
     for name in ("data", "init"):
         if name in given:
             given[name] = str(given[name].absolute())
     out = arguments.out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{preset}"
-    run = Run(out)
+    run, config = Run(out), resolve(preset, given)
+    if started_by_torchrun():
+        if arguments.out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+            raise InputError("--max-restarts needs --out: a restarted process has to know which run to go on with")
+        begun = _begun(run, config, arguments.batch_size == "auto")
+        if begun is not None:
+            say(f"{run.folder}: this run has begun there; it goes on")
+            return run, Config.load(begun, run.config), begun
     run.require_new()
-    return run, resolve(preset, given), None
+    return run, config, None
+
+
+def _begun(run: "Run", config: Config, any_batch: bool) -> dict[str, Any] | None:
+    """What config.json in the run's folder holds, if it is this very run: torchrun starts the same command again.
+
+    `any_batch`: whether the batch size was to be found out. A batch may have been as small as an epoch, too.
+    """
+    if not run.config.exists():
+        return None
+    content = run.read_config()
+    begun = Config.load(content, run.config)
+    batch_size = begun.batch_size if any_batch or begun.batch_size < config.batch_size else config.batch_size
+    same = begun == replace(config, block8=begun.block8, batch_size=batch_size)
+    return content if same else None
 
 
 def _dataset(config: Config, known_bad: dict[str, str] | None) -> "Dataset":
@@ -255,14 +337,15 @@ def _record(run: "Run", config: Config, dataset: "Dataset") -> None:
             csv.writer(file).writerows([("file", "reason"), *((r.file, r.reason) for r in dataset.rejected)])
 
 
-def _describe(run: "Run", config: Config, dataset: "Dataset", placement: "Placement") -> None:
+def _describe(run: "Run", config: Config, dataset: "Dataset", placement: "Placement", ranks: "Ranks") -> None:
     from engine.sampling_report import sampling_report
     from pipelines.progress import say
 
     kind = "float32" if placement.amp is None else str(placement.amp).removeprefix("torch.")
     say(
         f"{config.preset}: {config.image_size}×{config.image_size}, width {config.width:g}, batch {config.batch_size}, "
-        f"{config.epochs} epochs, {kind} on {placement.device.type}{', recorded' if placement.recorded else ''}; "
+        f"{config.epochs} epochs, {kind} on {placement.device.type}{', recorded' if placement.recorded else ''}"
+        f"{f', {ranks.count} processes' if ranks.count > 1 else ''}; "
         f"run in {run.folder}"
     )
     for line in sampling_report(dataset, config, run):

@@ -4,11 +4,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.checkpoint import load_checkpoint
 from engine.config import Config
 from engine.model import InceptionResNetV1
 from engine.model_file import Description, Precision
 from engine.provenance import provenance
-from engine.run import Run, load_checkpoint
+from engine.run import Run
 from pipelines.augment import MEAN, STD
 from pipelines.errors import InputError
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,25 +12,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.answers import Stopped, mean_loss, predict
+from engine.answers import Stopped, mean_loss, predict_part
+from engine.checkpoint import Checkpoints, load_checkpoint, newest_checkpoint, remove_remains
 from engine.config import Config
 from engine.device import Placement
 from engine.final_report import write_figures
+from engine.fitting import out_of_memory
 from engine.memory import keep_freed_memory
 from engine.metrics import scores
 from engine.model import InceptionResNetV1
+from engine.ranks import ALONE, STALLED, Ranks
 from engine.report import write_page
-from engine.run import Run, load_checkpoint, save_checkpoint
+from engine.run import Run
+from engine.scalars import Scalars, unless_full
 from engine.schedule import learning_rate
-from engine.step import Step
+from engine.step import WARM_UP, Step
+from engine.watchdog import Watchdog
 from pipelines.dataset import Dataset
 from pipelines.errors import InputError
-from pipelines.loader import Batch, PictureStream, TrainingPlan, evaluation_stream, training_stream
+from pipelines.loader import Batch, PictureStream, TrainingPlan, training_stream
 from pipelines.memory import picture_memory
 from pipelines.progress import Advance, bar, say
-from pipelines.sampling import label_odds, positive_weights
+from pipelines.sampling import label_odds, positive_weights, rank_slice
 
 SHOW_EVERY = 10  # steps between looks at the loss, which wait for the device
+MOST_IN_A_ROW = 10  # skipped updates
+MOST_SKIPPED = 0.05  # of an epoch's batches, if more than MOST_IN_A_ROW
+NAMED = 8  # pictures of a skipped update that a line names
 
 
 @dataclass(slots=True)
@@ -44,6 +52,8 @@ class Progress:
         seconds: training and validation so far.
         waited: seconds of this epoch's steps so far spent waiting for pictures.
         stepping: seconds of this epoch's steps so far, waiting included.
+        skipped: batches of this epoch whose update was skipped.
+        in_a_row: updates skipped since the last that was made.
     """
 
     epoch: int = 0
@@ -53,6 +63,12 @@ class Progress:
     seconds: float = 0.0
     waited: float = 0.0
     stepping: float = 0.0
+    skipped: int = 0
+    in_a_row: int = 0
+
+
+class OutOfMemory(Exception):  # noqa: N818 -- what is wrong is the batch, and is told as that
+    """The first steps took more memory than there is."""
 
 
 class Trainer:
@@ -64,16 +80,35 @@ class Trainer:
         placement: device and arithmetic.
         run: an existing folder.
         stopped: asked between steps; when it says yes, the state is saved and `Stopped` raised.
+        ranks: who trains together. The first of them writes.
+        watchdog: is told where training is.
 
     Attributes:
         steps: batches an epoch.
         total: batches from beginning to end of the learning rate's course; all epochs' unless changed.
+
+    Raises:
+        InputError: a batch that is too small for so many ranks.
     """
 
     def __init__(
-        self, config: Config, dataset: Dataset, placement: Placement, run: Run, stopped: Callable[[], bool]
+        self,
+        config: Config,
+        dataset: Dataset,
+        placement: Placement,
+        run: Run,
+        stopped: Callable[[], bool],
+        ranks: Ranks = ALONE,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.config, self.dataset, self.placement, self.run, self.stopped = config, dataset, placement, run, stopped
+        self.ranks, self.watchdog = ranks, watchdog or Watchdog(STALLED)
+        positions = rank_slice(0, config.batch_size, ranks.rank, ranks.count)
+        self.share = positions.stop - positions.start
+        least = config.batch_size // ranks.count
+        if least < (1 if config.sync_norm else 2):
+            needs = "1 picture or more" if config.sync_norm else "2 pictures or more for batch norm, or --sync-norm"
+            raise InputError(f"--batch-size {config.batch_size}: each of {ranks.count} processes needs {needs}")
         rows = dataset.splits["train"]
         self.plan = TrainingPlan(
             rows,
@@ -84,6 +119,8 @@ class Trainer:
             config.batch_size,
             config.image_size,
             config.augment,
+            ranks.rank,
+            ranks.count,
         )
         self.steps = self.plan.steps()
         self.total = config.epochs * self.steps
@@ -100,21 +137,27 @@ class Trainer:
         self.model.start_at(torch.from_numpy(label_odds(self.plan.targets)) * weight)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.targets = torch.from_numpy(dataset.targets).to(device)
-        self.step = Step(config, placement, self.model, weight.to(device) if (weight != 1).any() else None)
+        uneven = weight.to(device) if (weight != 1).any() else None
+        self.step = Step(config, placement, self.model, uneven, ranks.group, self.share / config.batch_size)
+        if ranks.rank:
+            torch.manual_seed(config.seed + (ranks.rank << 32))  # of dropout, which is not to be the same on all
         self.progress = Progress()
-        self.memory = None if device.type == "cuda" else picture_memory(config.picture_memory)
+        self.checkpoints = Checkpoints(run)
+        self.lines: list[dict[str, Any]] = []  # of metrics.jsonl
+        self.memory = None if device.type == "cuda" else picture_memory(config.picture_memory, ranks.beside)
+        self._recent: list[tuple[int, Tensor]] = []  # step and rows of each update since the last look
+        self._told_to_stop = False  # all ranks, at the same step
 
     def fit(self) -> None:
         """Trains to the end and writes thresholds.json, report.json and report.html of the best epoch.
 
         Raises:
             Stopped: after saving, when `stopped` says so.
-            InputError: the loss is not a number.
+            OutOfMemory: the first steps take too much.
+            InputError: the loss, or too many updates' losses or gradients, are not numbers.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         at = self.progress
-        writer = SummaryWriter(str(self.run.tensorboard), purge_step=at.epoch + 1)
+        scalars = Scalars(self.run.tensorboard, at.epoch + 1) if self.ranks.first else None
         began_at = at.epoch
         batches = self.stream().batches(at.epoch * self.steps + at.step)
         try:
@@ -122,14 +165,17 @@ class Trainer:
                 began = time.perf_counter()
                 with bar(f"epoch {at.epoch + 1}/{self.config.epochs}") as advance:
                     self._train_epoch(batches, advance, began)
-                self._finish_epoch(began, writer)
+                self._finish_epoch(began, scalars)
                 if self.memory is not None and at.epoch == began_at + 1:
                     say(self.memory.summary(len(self.plan.rows)))
         except Stopped:
             self.save()
             raise
         finally:
-            writer.close()
+            self.watchdog.moved("writing checkpoints")
+            if scalars is not None:
+                scalars.close()
+            self.checkpoints.finish()
         self._final_report()  # stopped there, nothing is saved: last.pt is whole
 
     def stream(self) -> PictureStream:
@@ -145,7 +191,7 @@ class Trainer:
         at, every = self.progress, self.config.checkpoint_steps
         self.model.train()
         while at.step < self.steps:
-            if self.stopped():
+            if self._stops():
                 at.seconds += time.perf_counter() - began
                 raise Stopped
             before = at.step
@@ -153,25 +199,96 @@ class Trainer:
             if at.step // SHOW_EVERY > before // SHOW_EVERY:
                 advance(at.step, self.steps, self._figures())
             if at.step // every > before // every and at.step < self.steps:
+                self._look()
                 self.save()
 
     def take_step(self, batches: Iterator[Batch]) -> None:
-        """One step of the optimizer, with the batches that it takes."""
-        at, config = self.progress, self.config
+        """One step of the optimizer, with the batches that it takes.
+
+        Raises:
+            OutOfMemory, InputError: as `fit` does.
+        """
+        at, before, moved = self.progress, self.progress.step, self.watchdog.moved
         # What an interruption must not split: the batches of one step of the optimizer.
-        together = min(config.accumulate, self.steps - at.step)
-        rate = learning_rate(config.schedule, config.lr, at.epoch * self.steps + at.step, self.total)
+        together = min(self.config.accumulate, self.steps - at.step)
+        rate = learning_rate(self.config.schedule, self.config.lr, at.epoch * self.steps + at.step, self.total)
+        rows = []
         for number in range(together):
             asked = time.perf_counter()
+            moved(f"waiting for the pictures of step {at.step + 1} of epoch {at.epoch + 1}")
             batch = next(batches)
             received = time.perf_counter()
-            self.add_gradient(batch, number == 0, together)
+            moved(f"step {at.step + 1} of epoch {at.epoch + 1}")
+            with self._first_steps():
+                self.add_gradient(batch, number == 0, together)
+            rows.append(batch.rows)
             at.step += 1
             at.waited += received - asked
             at.stepping += time.perf_counter() - asked
         asked = time.perf_counter()
-        self.step.update(rate)
+        with self._first_steps():
+            self.step.update(rate)
+        self._recent.append((before, torch.cat(rows)))
+        # Where a look costs nothing, other ranks are not kept waiting for what a signal asks.
+        always = self.ranks.count > 1 and self.placement.device.type == "cpu"
+        if always or at.step // SHOW_EVERY > before // SHOW_EVERY or at.step == self.steps:
+            self._look()
         at.stepping += time.perf_counter() - asked
+
+    @contextmanager
+    def _first_steps(self) -> Iterator[None]:
+        """Memory that runs out while updates are still taking theirs for the first time, is about the batch.
+
+        Raises:
+            OutOfMemory: in place of what the allocator raised.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if self.step.updates > WARM_UP or not out_of_memory(error):
+                raise
+            raise OutOfMemory from None
+
+    def _stops(self) -> bool:
+        """Whether it is time to stop: a rank alone decides at once, several when all have heard of it."""
+        asked = self.stopped()
+        if self.ranks.count == 1:
+            return asked
+        if asked:
+            self.step.ask_to_stop()
+        return self._told_to_stop
+
+    def _look(self) -> None:
+        """Learns what became of the last updates, which waits for the device, and names those that were skipped.
+
+        Raises:
+            InputError: they are too many.
+        """
+        at, recent = self.progress, self._recent
+        self._recent = []
+        for (step, rows), outcome in zip(recent, self.step.outcomes(len(recent)), strict=True):
+            self._told_to_stop |= outcome.stop
+            at.in_a_row = at.in_a_row + 1 if outcome.skipped else 0
+            if outcome.skipped:
+                at.skipped += math.ceil(len(rows) / self.share)
+                self._tell_skipped(step, self.ranks.gather((outcome.loss_here, rows.tolist())))
+        if at.in_a_row >= MOST_IN_A_ROW or at.skipped > max(MOST_IN_A_ROW, MOST_SKIPPED * self.steps):
+            raise InputError(
+                f"{at.skipped} steps of epoch {at.epoch + 1} had a loss or a gradient that is not a number, "
+                f"{at.in_a_row} of them in a row; {self.run.last} is from before; a new run with a smaller --lr helps"
+            )
+
+    def _tell_skipped(self, step: int, found: list[tuple[bool, list[int]]]) -> None:
+        """One line; `found` is of each rank whether its loss was finite, and its rows."""
+        rows = sorted({row for finite, own in found if not finite for row in own})
+        what = "loss" if rows else "gradient"
+        rows = rows or sorted({row for _, own in found for row in own})
+        named = ", ".join(f"{row} ({self.dataset.files[row]})" for row in rows[:NAMED])
+        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+        say(
+            f"step {step + 1} of epoch {self.progress.epoch + 1} was skipped: its {what} is not a number; "
+            f"its pictures are rows {named}{more}"
+        )
 
     def add_gradient(self, batch: Batch, first: bool = True, together: int = 1) -> Tensor:
         """Adds a batch's gradient; see engine.step."""
@@ -180,44 +297,36 @@ class Trainer:
 
     def _figures(self) -> str:
         at = self.progress
-        loss, rate = float(self.step.loss_sum) / at.step, at.step * self.config.batch_size / at.stepping
+        loss, rate = self._train_loss(), at.step * self.config.batch_size / at.stepping
         return f"loss {loss:.4f}  {rate:.0f} images/s  waiting {at.waited / at.stepping:.0%}"
 
-    def _finish_epoch(self, began: float, writer: Any) -> None:
+    def _train_loss(self) -> float:
+        """Mean over the batches of the epoch so far that counted."""
         at = self.progress
-        train_loss = float(self.step.loss_sum) / self.steps
+        counted = at.step - at.skipped
+        return float(self.step.loss_sum) / counted if counted else math.nan
+
+    def _finish_epoch(self, began: float, scalars: Scalars | None) -> None:
+        at = self.progress
         try:
             logits, rows = self.predict("val")
         except Stopped:
             at.seconds += time.perf_counter() - began
             raise
-        targets = self.dataset.targets[rows]
-        line: dict[str, Any] = {"epoch": at.epoch + 1, "train_loss": train_loss, "val_loss": mean_loss(logits, targets)}
-        if not (math.isfinite(train_loss) and math.isfinite(line["val_loss"])):
-            raise InputError(
-                f"the loss is not a number after epoch {at.epoch + 1}; a new run with a smaller --lr helps"
-            )
-        line |= asdict(scores(torch.sigmoid(logits).numpy(), targets))
-        at.seconds += time.perf_counter() - began
-        line |= {
-            "lr": float(self.step.optimizer.param_groups[0]["lr"]),
-            "images_per_s": self.steps * self.config.batch_size / max(at.stepping, 1e-9),
-            "data_wait_fraction": at.waited / max(at.stepping, 1e-9),
-            "seconds": at.seconds,
-        }
+        self.watchdog.moved(f"the figures of epoch {at.epoch + 1}")
+        line = self.ranks.from_first(lambda: self._line(logits, rows, began))
+        at.seconds = line["seconds"]
         best = self.end_epoch(line["val_loss"])
-        self.run.write_metrics([*self.run.metric_lines(), line])
-        for name, value in line.items():
-            if name != "epoch":
-                writer.add_scalar(name, value, at.epoch)
-        if best:
+        self._write_epoch(line, scalars)
+        if best and self.ranks.first:
             with self.evaluated():
-                self.save(best=True)
+                self.checkpoints.save(self._network(), self.run.best)
         self.save()
         say(
-            f"epoch {at.epoch}/{self.config.epochs}  train loss {train_loss:.4f}  val loss {line['val_loss']:.4f}  "
-            f"micro-F1 {line['micro_f1']:.4f}  macro-F1 {line['macro_f1']:.4f}  mAP {line['map']:.4f}  "
-            f"{line['images_per_s']:.0f} images/s  waiting {line['data_wait_fraction']:.0%}  {at.seconds:.0f} s"
+            f"epoch {at.epoch}/{self.config.epochs}  train loss {line['train_loss']:.4f}  "
+            f"val loss {line['val_loss']:.4f}  micro-F1 {line['micro_f1']:.4f}  macro-F1 {line['macro_f1']:.4f}  "
+            f"mAP {line['map']:.4f}  {line['images_per_s']:.0f} images/s  waiting {line['data_wait_fraction']:.0%}  "
+            f"{at.seconds:.0f} s"
         )
 
     def end_epoch(self, val_loss: float) -> bool:
@@ -229,9 +338,39 @@ class Trainer:
         improved = val_loss < at.best_loss
         at.best_loss = min(at.best_loss, val_loss)
         at.stale = 0 if improved else at.stale + 1
-        at.epoch, at.step, at.waited, at.stepping = at.epoch + 1, 0, 0.0, 0.0
+        at.epoch, at.step, at.waited, at.stepping, at.skipped = at.epoch + 1, 0, 0.0, 0.0, 0
         self.step.loss_sum.zero_()
         return improved or self.config.patience is None
+
+    def _line(self, logits: Tensor, rows: NDArray[np.int64], began: float) -> dict[str, Any]:
+        """The line of metrics.jsonl for the epoch that is done.
+
+        Raises:
+            InputError: a loss is not a number.
+        """
+        at, targets = self.progress, self.dataset.targets[rows]
+        losses = {"train_loss": self._train_loss(), "val_loss": mean_loss(logits, targets)}
+        if not all(map(math.isfinite, losses.values())):
+            raise InputError(
+                f"the loss is not a number after epoch {at.epoch + 1}; a new run with a smaller --lr helps"
+            )
+        return {
+            "epoch": at.epoch + 1,
+            **losses,
+            **asdict(scores(torch.sigmoid(logits).numpy(), targets)),
+            "lr": float(self.step.optimizer.param_groups[0]["lr"]),
+            "images_per_s": self.steps * self.config.batch_size / max(at.stepping, 1e-9),
+            "data_wait_fraction": at.waited / max(at.stepping, 1e-9),
+            "seconds": at.seconds + time.perf_counter() - began,
+        }
+
+    def _write_epoch(self, line: dict[str, Any], scalars: Scalars | None) -> None:
+        self.lines.append(line)
+        if scalars is None:
+            return
+        with unless_full(self.run.metrics):
+            self.run.write_metrics(self.lines)
+        scalars.add(line)
 
     def evaluated(self) -> AbstractContextManager[None]:
         """The weights that validation sees and best.pt keeps are in the network while the context lasts."""
@@ -243,58 +382,70 @@ class Trainer:
         Raises:
             Stopped: `stopped` became true.
         """
-        spec = self.placement.spec(self.config.image_size)
-        rows = self.dataset.splits[split]
-        stream = evaluation_stream(self.dataset.root, self.dataset.files, rows, self.config.batch_size, spec)
-        count = math.ceil(len(rows) / self.config.batch_size)
         with bar("validating") as advance, self.evaluated():
-            return predict(
+
+            def progress(done: int, total: int) -> None:
+                self.watchdog.moved(f"validating, picture {done} of {total}")
+                advance(done, total, "")
+
+            return predict_part(
                 self.model,
-                stream,
+                self.dataset,
+                split,
+                self.share,
+                self.config.image_size,
                 self.placement,
-                len(self.dataset.labels),
+                self.ranks,
                 self.stopped,
-                lambda done: advance(done, count, ""),
+                progress,
             )
 
     def _final_report(self) -> None:
         """Figures, thresholds and page of the best epoch on validation."""
-        weights, epoch = self._best()
+        weights, epoch = self.ranks.from_first(self._best)
         config, labels = self.config, self.dataset.labels
         network = InceptionResNetV1(len(labels), config.width, config.dropout, config.block8)
         network.load_state_dict(weights)
         with bar("evaluating the best epoch") as advance:
-            write_figures(
-                self.run, network, epoch, self.dataset, config, self.stopped, lambda n, of: advance(n, of, "")
-            )
+
+            def progress(done: int, total: int) -> None:
+                self.watchdog.moved(f"evaluating the best epoch, picture {done} of {total}")
+                advance(done, total, "")
+
+            write_figures(self.run, network, epoch, self.dataset, config, self.stopped, progress, self.ranks)
+        if not self.ranks.first:
+            return
+        self.watchdog.moved("drawing the report")
         try:
             write_page(self.run, self.dataset)
         except Exception as error:  # the run is whole without its page, whatever kept it from being drawn
             say(f"report.html could not be made: {error}; python -m engine.report {self.run.folder} tries again")
 
-    def save(self, best: bool = False) -> None:
-        """Writes all state to last.pt or best.pt."""
+    def save(self) -> None:
+        """Leaves all state to the writer of last.pt; every rank has to call it."""
         cuda = self.placement.device.type == "cuda"
-        state = {
+        own = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if cuda else None}
+        everyone = self.ranks.gather(own)
+        if self.ranks.first:
+            self.checkpoints.save({**self._network(), **self.step.state(), "rng": everyone}, self.run.last)
+
+    def _network(self) -> dict[str, Any]:
+        """What best.pt holds."""
+        return {
             "model": self.model.state_dict(),
-            **self.step.state(),
-            "progress": asdict(self.progress),
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state() if cuda else None,
             "labels": list(self.dataset.labels),
+            "progress": asdict(self.progress),
         }
-        save_checkpoint(self.run.best if best else self.run.last, state)
 
     def restore(self) -> None:
-        """Goes on from last.pt; a run without one starts at the beginning.
+        """Goes on from the newest usable checkpoint; a run without one starts at the beginning.
 
         Raises:
-            InputError: a damaged checkpoint, or one of other labels.
+            InputError: damaged checkpoints, or those of another run or other labels.
         """
-        if not self.run.last.exists():
-            self.run.write_metrics([])
+        state = self.ranks.from_first(self._newest)
+        if state is None:
             return
-        state = load_checkpoint(self.run.last, self.placement.device)
         try:
             self._take_over(state)
         except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
@@ -302,10 +453,22 @@ class Trainer:
                 raise
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{self.run.last}: not a checkpoint of this run: {said}") from None
-        if self.progress.epoch:
-            self._best()  # better told now than after the last epoch
-        done = [line for line in self.run.metric_lines() if line["epoch"] <= self.progress.epoch]
-        self.run.write_metrics(done)
+        # Better told now than after the last epoch.
+        if self.progress.epoch and not self.ranks.from_first(self._has_best):
+            self.progress.best_loss, self.progress.stale = math.inf, 0
+        self.lines = self.ranks.from_first(self._lines_so_far)
+
+    def _newest(self) -> dict[str, Any] | None:
+        remove_remains(self.run)
+        state = newest_checkpoint(self.run)
+        if state is None:
+            self.run.write_metrics([])
+        return state
+
+    def _lines_so_far(self) -> list[dict[str, Any]]:
+        lines = [line for line in self.run.metric_lines() if line["epoch"] <= self.progress.epoch]
+        self.run.write_metrics(lines)
+        return lines
 
     def _take_over(self, state: dict[str, Any]) -> None:
         if tuple(state["labels"]) != self.dataset.labels:
@@ -313,17 +476,37 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.step.restore(state)
         self.progress = Progress(**state["progress"])
-        torch.set_rng_state(state["rng"].cpu())
-        if state["rng_cuda"] is not None and self.placement.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng_cuda"].cpu())
+        if self.ranks.rank < len(state["rng"]):  # a rank more than before goes on with the seed of its own
+            own = state["rng"][self.ranks.rank]
+            torch.set_rng_state(own["cpu"])
+            if own["cuda"] is not None and self.placement.device.type == "cuda":
+                torch.cuda.set_rng_state(own["cuda"])
+
+    def _has_best(self) -> bool:
+        """Whether best.pt is whole; if not, an epoch that is still to come is to be the best.
+
+        Raises:
+            InputError: it is not, and no epoch is to come; or it is another run's.
+        """
+        try:
+            best = load_checkpoint(self.run.best)
+        except InputError as error:
+            if self.progress.epoch >= self.config.epochs or self.stale():
+                raise
+            say(f"{error}; the best of the epochs that follow takes its place")
+            return False
+        self._weights_of(best)
+        return True
 
     def _best(self) -> tuple[dict[str, Tensor], int]:
         """Weights and epoch that best.pt holds.
 
         Raises:
-            InputError: it is missing, damaged, or another network's.
+            InputError: it is missing, damaged, or another run's.
         """
-        best = load_checkpoint(self.run.best, self.placement.device)
+        return self._weights_of(load_checkpoint(self.run.best))
+
+    def _weights_of(self, best: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
         own = self.model.state_dict()
         try:
             weights, epoch = best["model"], int(best["progress"]["epoch"])

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.checkpoint import load_checkpoint
 from engine.model import InceptionResNetV1
-from engine.run import load_checkpoint
 from pipelines.errors import InputError
 
 HEAD = ("logits.weight", "logits.bias")

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import batch_norm_cpu, batch_norm_triton
+from kernels import batch_norm_cpu, batch_norm_ranks, batch_norm_triton
 from kernels.arguments import (
     check_apart,
     check_channels_last,
@@ -342,7 +342,10 @@ class _Normalize(torch.autograd.Function):
         """`tensors`: the maps, weights, biases, then running means and variances, where these are kept."""
         xs, weights, biases = (list(tensors[i * maps : (i + 1) * maps]) for i in range(3))
         running = list(tensors[3 * maps :])
-        (y,), statistics = forward(xs, weights, biases, running, residual, training, eps, relu, scale, True)
+        ctx.group = batch_norm_ranks.current_group()
+        (y,), statistics = batch_norm_ranks.forward(
+            forward, ctx.group, xs, weights, biases, running, residual, training, eps, relu, scale, True
+        )
         ctx.maps, ctx.kept, ctx.scale = maps, len(running), scale
         ctx.options = (training, eps, relu, residual is not None)
         # In training the running statistics are no part of the gradients, and they move before these are made.
@@ -359,12 +362,13 @@ class _Normalize(torch.autograd.Function):
         means, spreads = of_each(xs, statistics, tensors[3 * ctx.maps :], training)
         parts = slices(xs)
         grads, ys = (list(torch.split(m, [x.shape[1] for x in xs], 1)) for m in (grad, y))
-        grad_xs, sums, grad_residual = backward(
-            grads, xs, ys, weights, biases, list(means), list(spreads), *ctx.options, ctx.scale, False
+        vectors = (weights, biases, list(means), list(spreads))
+        grad_xs, sums, grad_residual = batch_norm_ranks.backward(
+            backward, ctx.group, grads, xs, ys, *vectors, *ctx.options, ctx.scale, False
         )
-        vectors = [sums[row, part] for row in (1, 0) for part in parts]
+        grad_vectors = [sums[row, part] for row in (1, 0) for part in parts]
         residual = grad_residual if with_residual else None
-        return None, None, None, None, None, residual, *grad_xs, *vectors, *[None] * ctx.kept
+        return None, None, None, None, None, residual, *grad_xs, *grad_vectors, *[None] * ctx.kept
 
 
 def _normalize(
@@ -403,7 +407,10 @@ class _NormalizeSplit(torch.autograd.Function):
         """`vectors`: weights, biases, then running means and variances, where these are kept."""
         weights, biases, running = list(vectors[:maps]), list(vectors[maps : 2 * maps]), list(vectors[2 * maps :])
         xs = list(torch.split(x, [len(weight) for weight in weights], 1))
-        ys, statistics = forward(xs, weights, biases, running, None, training, eps, True, 1.0, False)
+        ctx.group = batch_norm_ranks.current_group()
+        ys, statistics = batch_norm_ranks.forward(
+            forward, ctx.group, xs, weights, biases, running, None, training, eps, True, 1.0, False
+        )
         ctx.maps, ctx.kept, ctx.options = maps, len(running), (training, eps)
         saved = (*vectors[: 2 * maps], *([] if training else running))
         ctx.save_for_backward(x, statistics, *ys, *saved)
@@ -419,7 +426,9 @@ class _NormalizeSplit(torch.autograd.Function):
         xs = list(torch.split(x, [len(weight) for weight in weights], 1))
         means, spreads = of_each(xs, statistics, tensors[3 * k :], training)
         vectors = (weights, biases, list(means), list(spreads))
-        (grad,), sums, _ = backward(list(grads[:k]), xs, ys, *vectors, training, eps, True, False, 1.0, True)
+        (grad,), sums, _ = batch_norm_ranks.backward(
+            backward, ctx.group, list(grads[:k]), xs, ys, *vectors, training, eps, True, False, 1.0, True
+        )
         return None, None, None, grad, *[sums[i, part] for i in (1, 0) for part in slices(xs)], *[None] * ctx.kept
 
 

@@ -372,8 +372,13 @@ def _pitches(maps: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(row_pitch(x) for x in maps)
 
 
-def _statistics(xs: Sequence[Tensor], eps: float) -> Tensor:
+def statistics(xs: Sequence[Tensor], eps: float) -> Tensor:
     """Means, 1 / standard deviations and unbiased variances of the batch, [3, ΣC]."""
+    with torch.cuda.device_of(xs[0]):  # type: ignore[no-untyped-call]
+        return _statistics(xs, eps)
+
+
+def _statistics(xs: Sequence[Tensor], eps: float) -> Tensor:
     grid, device = grid_of(xs), xs[0].device
     parts = torch.empty((grid.chunks, 2 * grid.total), dtype=torch.float32, device=device)
     statistics = torch.empty((3, grid.total), dtype=torch.float32, device=device)

@@ -15,13 +15,21 @@ def cache_dir() -> Path:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, flushed to the disk and renamed to `path` at the end; removed on an error."""
+    """A temporary path to write to, flushed to the disk and renamed to `path` at the end; removed on an error.
+
+    After a power cut, too, the old file is there or the new one: the folder is flushed with it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

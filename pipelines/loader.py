@@ -305,7 +305,8 @@ def training_stream(
         draws = draw(plan.seed, epoch, positions.start, count, plan.size) if plan.augment else None
         return Request(current[epoch][positions], draws)
 
-    return PictureStream(root, files, request, plan.batch_size // plan.ranks, spec, memory)
+    share = rank_slice(0, plan.batch_size, plan.rank, plan.ranks)
+    return PictureStream(root, files, request, share.stop - share.start, spec, memory)
 
 
 def evaluation_stream(

@@ -37,9 +37,12 @@ class PictureMemory:
         )
 
 
-def picture_memory(gigabytes: float | None) -> PictureMemory | None:
-    """An empty memory of the given size; None: a quarter of what is free now; 0: no memory."""
-    limit = int(SHARE * free_memory() if gigabytes is None else gigabytes * 1e9)
+def picture_memory(gigabytes: float | None, processes: int = 1) -> PictureMemory | None:
+    """An empty memory of the given size; None: a quarter of what is free now; 0: no memory.
+
+    `processes` share what is given, or free.
+    """
+    limit = int((SHARE * free_memory() if gigabytes is None else gigabytes * 1e9) / processes)
     return PictureMemory(limit) if limit else None
 
 

@@ -163,12 +163,11 @@ def label_odds(targets: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 def rank_slice(step: int, batch: int, rank: int = 0, ranks: int = 1) -> slice:
-    """Positions of a rank's share of one step: the ranks' batches lie side by side, whatever their number.
+    """Positions of a rank's share of one step: the ranks' shares lie side by side, whatever their number, and differ by
+    one at most.
 
     Args:
         step: number of the step in the epoch.
-        batch: pictures a step of all ranks together; a multiple of `ranks`.
+        batch: pictures a step of all ranks together.
     """
-    share = batch // ranks
-    start = step * batch + rank * share
-    return slice(start, start + share)
+    return slice(step * batch + batch * rank // ranks, step * batch + batch * (rank + 1) // ranks)

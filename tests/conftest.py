@@ -1,6 +1,11 @@
 """Folders that tests share: pictures of many kinds, small data sets, real photographs where they are there."""
 
+import multiprocessing
+import os
+import sys
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +85,16 @@ def save_kinds() -> Callable[[Path], tuple[list[str], list[str]]]:
         return good, ["empty.jpg", "half.png", "moving.gif", "numbers.tiff", "text.jpg", "truncated.jpg"]
 
     return save
+
+
+@pytest.fixture(scope="session")
+def children() -> ForkServerContext:
+    """Starts processes that have imported what tests/children/ needs, in no time: a server did it once and forks."""
+    own = [str(Path(__file__).parent / "children"), str(Path(__file__).parents[1])]
+    sys.path.append(own[0])
+    # The server takes its path from here, not from sys.path, and leaves out without a word what it cannot import.
+    os.environ["PYTHONPATH"] = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training_child"])
+    ensure_running()
+    return context

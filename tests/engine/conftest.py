@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.checkpoint import save_checkpoint
 from engine.config import resolve
 from engine.export import Arguments, export
 from engine.model import InceptionResNetV1
-from engine.run import Run, save_checkpoint, write_json
+from engine.run import Run, write_json
 from pipelines.read import read_dataset
 from tests.conftest import picture
 

@@ -12,12 +12,13 @@ import pytest
 from numpy.typing import NDArray
 
 from engine import export as exporting
+from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.export import Arguments, export
 from engine.metrics import scores
 from engine.model_file import describe, read_model
 from engine.parity import compare, thresholds_of_the_others
 from engine.quantised import quantised
-from engine.run import Run, load_checkpoint, save_checkpoint
+from engine.run import Run
 from engine.thresholds import tuned_thresholds
 from engine.to_onnx import to_onnx
 from engine.trained import load_trained

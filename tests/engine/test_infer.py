@@ -22,7 +22,7 @@ from engine import session as sessions
 from engine.classifier import Classifier
 from engine.infer import Arguments, infer
 from engine.model_file import read_model
-from engine.predictions import digest
+from engine.predictions import Predictions, digest
 from engine.session import decide, on_cpu
 from engine.trained import load_trained
 from pipelines.augment import MEAN, STD
@@ -392,3 +392,26 @@ def test_help_is_fast_and_classifier_is_where_it_is_looked_for(exported: Exporte
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert loaded.stdout.strip() == "[]"
+
+
+def test_several_processes_write_one_table(tmp_path: Path) -> None:
+    """Each its part; after an interruption fewer go on, and what one was writing when it was killed is left out."""
+    out, labels = tmp_path / "answers.jsonl", ["cat"]
+
+    def answer(predictions: Predictions, *files: str) -> None:
+        probabilities = np.full((len(files), 1), 0.5, np.float32)
+        predictions.add(files, [["cat"]] * len(files), probabilities, [None] * len(files))
+
+    for rank, files in enumerate((["a", "b"], ["c"], ["d"])):
+        with Predictions(out, labels, "0123", False, rank) as predictions:
+            answer(predictions, *files)
+            assert predictions.rows == len(files)
+    with (tmp_path / "answers.jsonl.0123.2.partial").open("a") as file:
+        file.write('{"file": "e"')
+    with Predictions(out, labels, "0123", True, 1) as second, Predictions(out, labels, "0123", True, 0) as first:
+        assert first.done == second.done == {"a", "b", "c", "d"}
+        answer(second, "e")
+        assert (first.rows, second.rows) == (4, 1)
+        first.finish()
+    assert [json.loads(line)["file"] for line in out.read_text().splitlines()] == ["a", "b", "c", "e", "d"]
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]

@@ -3,10 +3,12 @@ operators, replayed in the memory that they first used, stands in for a CUDA gra
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -14,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from engine import step as step_module
 from engine.config import Device, resolve
 from engine.device import decide
-from engine.model import Conv, ConvNormRelu, InceptionResidual, Stage
+from engine.model import Conv, ConvNormRelu, InceptionResidual, InceptionResNetV1, Stage
 from engine.recorded import Recorded
 from engine.step import Step
 
@@ -83,14 +85,16 @@ def step_of(recorded: bool, device: Device = "cpu", **changes: object) -> Step:
     return Step(config, placement, model, (torch.rand(LABELS) + 1).to(device))
 
 
-def train(step: Step, sizes: list[int]) -> list[float]:
-    """Losses of updates that take these numbers of batches."""
+def train(step: Step, sizes: list[int], bad: int | None = None) -> list[float]:
+    """Losses of updates that take these numbers of batches; one of them is given pictures that are not numbers."""
     data = torch.Generator().manual_seed(1)
     losses = []
     for number, together in enumerate(sizes):
         for place in range(together):
             images = torch.randn(BATCH, 3, 9, 9, generator=data).contiguous(memory_format=torch.channels_last)
             targets = torch.rand(BATCH, LABELS, generator=data) < 0.4
+            if number == bad and place == together - 1:
+                images[1, 2, 3, 4] = float("nan")
             given = (t.to(step.placement.device) for t in (images, targets))
             losses.append(step.add_gradient(*given, place == 0, together).item())
         step.update(2.0 ** -(7 + number))  # exact in float32, as the recorded rate is
@@ -128,6 +132,34 @@ def test_replayed_steps_are_the_steps(changes: dict[str, object], sizes: list[in
     if plain.average is not None:
         assert recorded.average is not None
         assert all(torch.equal(a, b) for a, b in zip(plain.average.average, recorded.average.average, strict=True))
+
+
+@pytest.mark.usefixtures("tape")
+@pytest.mark.parametrize("recorded", [False, True], ids=["as-it-is", "recorded"])
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("bad", [0, 5])
+def test_an_update_of_what_is_no_number_changes_nothing(recorded: bool, bad: int, optimizer: str) -> None:
+    """Not the weights, not the optimizer, not the running statistics, not the loss so far: as if it had not been."""
+    step, sizes = step_of(recorded, ema_decay=0.5, optimizer=optimizer), [2, 1, 2, 2, 1, 2, 2]
+    seen = []
+    update = step.update
+
+    def watched(rate: float) -> None:
+        before = {name: t.clone() for name, t in step.model.state_dict().items() if t.is_floating_point()}
+        update(rate)
+        after = step.model.state_dict()
+        seen.append(all(torch.equal(t, after[name]) for name, t in before.items() if "running" not in name))
+
+    step.update = watched  # type: ignore[method-assign]
+    losses = train(step, sizes, bad)
+    assert seen == [number == bad for number in range(len(sizes))]
+    assert [outcome.skipped for outcome in step.outcomes(len(sizes))] == seen
+    assert [outcome.loss_here for outcome in step.outcomes(len(sizes))] == [not skipped for skipped in seen]
+    first = sum(sizes[:bad])
+    assert step.loss_sum.item() == pytest.approx(sum(losses[:first] + losses[first + sizes[bad] :]))
+    assert all(torch.isfinite(t).all() for t in step.model.state_dict().values())
+    steps = {state["step"].item() for state in step.optimizer.state.values()}
+    assert steps == {len(sizes) - 1}
 
 
 @pytest.mark.usefixtures("tape")
@@ -176,3 +208,39 @@ def test_other_inputs_than_the_recorded_ones_are_refused() -> None:
         assert double(torch.tensor([1.0 * value])).item() == 2 * value  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"\(2,\) in torch.float32 given, recorded for \(1,\)"):
         double(torch.zeros(2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_recorded_step_of_several_processes_on_a_gpu(tmp_path: Path, together: int) -> None:
+    """The sum of gradients and the norms' statistics are collective operations that a CUDA graph holds. One process
+    stands for all that NCCL has to show here: two would need two GPUs."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    dist.init_process_group("cpu:gloo,cuda:nccl", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        losses, skipped = [], []
+        for recorded, group in ((False, None), (True, dist.group.WORLD)):
+            torch.manual_seed(0)
+            model = InceptionResNetV1(LABELS, 0.25, dropout=0.0).train()
+            model.to(device="cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
+            placement = replace(decide("cuda", False, "on"), recorded=recorded)
+            config = resolve("demo", {"sync_norm": group is not None, "clip_grad_norm": 1.0})
+            step = Step(config, placement, model, None, group)
+            generator = torch.Generator("cuda").manual_seed(1)
+            own = []
+            for number in range(8):
+                for place in range(together):
+                    images = torch.randn(16, 3, 96, 96, device="cuda", generator=generator)
+                    images = images.contiguous(memory_format=torch.channels_last)
+                    images *= float("nan") if number == 6 else 1.0
+                    targets = torch.rand(16, LABELS, device="cuda", generator=generator) < 0.4
+                    own.append(step.add_gradient(images, targets, place == 0, together).item())
+                step.update(0.0001)
+            losses.append(own)
+            skipped.append([outcome.skipped for outcome in step.outcomes(8)])
+            assert all(torch.isfinite(t).all() for t in model.state_dict().values())
+        assert skipped == [[number == 6 for number in range(8)]] * 2
+        assert losses[0] == pytest.approx(losses[1], abs=2e-3, nan_ok=True)
+    finally:
+        dist.destroy_process_group()

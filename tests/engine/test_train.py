@@ -1,5 +1,6 @@
 """Training as a user starts it: the run's folder, resuming to the bit, bad input in a line."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,16 +10,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from engine.answers import Stopped
-from engine.command import main
+from engine.checkpoint import load_checkpoint
+from engine.command import Interrupt, main
 from engine.config import Config, resolve
 from engine.device import decide
-from engine.run import Run, load_checkpoint, write_json
+from engine.run import Run, write_json
 from engine.train import Arguments, train
 from engine.trainer import Trainer
 from pipelines.dataset import Dataset
@@ -404,10 +407,59 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(
         raise RuntimeError("PytorchStreamWriter failed writing file")
 
     monkeypatch.setattr("torch.save", full)
+    trainer.save()
     with pytest.raises(InputError, match=r"last.pt: cannot be written: is the disk full\?"):
-        trainer.save()
+        trainer.checkpoints.finish()
     assert trainer.run.last.read_bytes() == before
     assert not [path for path in trainer.run.last.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_a_damaged_best_network_is_made_anew(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As long as an epoch is to come; after the last it is told."""
+    trainer_of(dataset, tmp_path, epochs=1).fit()
+    best = Run(tmp_path).best
+    content = best.read_bytes()
+    best.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"best.pt: not a usable checkpoint"):
+        trainer_of(dataset, tmp_path, epochs=1).restore()
+    again = trainer_of(dataset, tmp_path, epochs=2)
+    again.restore()
+    assert "the best of the epochs that follow takes its place" in capsys.readouterr().out
+    again.fit()
+    assert load_checkpoint(best)["progress"]["epoch"] == 2
+
+
+def test_a_full_disk_does_not_stop_training(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Full for the whole first epoch; what could not be written then is written after the second."""
+    whole = trainer_of(dataset, tmp_path / "whole")
+    whole.fit()
+    trainer = trainer_of(dataset, tmp_path / "full")
+    finish = trainer._finish_epoch
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def finish_first(*given: Any) -> None:
+        with monkeypatch.context() as patch:
+            if trainer.progress.epoch == 0:
+                for name in ("torch.save", "engine.run.Run.write_metrics", "engine.scalars.Scalars._open"):
+                    patch.setattr(name, full)
+            finish(*given)
+            for write in trainer.checkpoints._writes.values():
+                write.result()
+
+    monkeypatch.setattr(trainer, "_finish_epoch", finish_first)
+    trainer.fit()
+    said = capsys.readouterr().out
+    for name in ("metrics.jsonl", "tensorboard", "best.pt"):
+        assert f"{name}: cannot be written: No space left on device; training goes on" in said
+    (weights, lines, report), (weights_2, lines_2, report_2) = outcome(tmp_path / "whole"), outcome(tmp_path / "full")
+    assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
+    assert (lines, report) == (lines_2, report_2)
 
 
 @pytest.mark.parametrize("redirection", ["| true", "> /dev/full"], ids=["closed", "full"])
@@ -504,6 +556,21 @@ def test_a_run_s_folder_taken_away_meanwhile_is_one_line(
     assert leaving.value.code == 2
     errors = capsys.readouterr().err.splitlines()
     assert errors[0].startswith(f"error: {tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_signals_ask_to_stop(number: signal.Signals, status: int) -> None:
+    """Each has its own exit status; a second Ctrl-C alone does not wait."""
+    before = signal.getsignal(number)
+    with Interrupt() as interrupt:
+        assert not interrupt()
+        os.kill(os.getpid(), number)
+        assert interrupt()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert interrupt.status == status
+    assert signal.getsignal(number) is before
 
 
 def test_ctrl_c_saves_and_leaves_with_130(table: Make, tmp_path: Path) -> None:
