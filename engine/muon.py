@@ -32,7 +32,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(STEPS):
         square = x @ x.mT
         x = a * x + torch.baddbmm(square, square, square, beta=b, alpha=c) @ x
-    return (x if wide else x.mT).to(matrices.dtype)
+    out: Tensor = (x if wide else x.mT).to(matrices.dtype)
+    return out
 
 
 class Muon(torch.optim.Optimizer):
