@@ -165,6 +165,7 @@ def _combine(chunks: int, total: int) -> list[Variant]:
     shape, unaligned = f"{chunks} parts of {total}", frozenset({"chunks"} if chunks % 16 else ())
     constants = {"CHUNKS": triton.next_power_of_2(chunks)}
     sizes = {"chunks": "i32"} | {k: v for k, v in _SIZES.items() if k != "scale"}
+    values = constants["CHUNKS"] * BATCH_NORM_COMBINE.blocks["BLOCK_CHANNELS"] // (32 * BATCH_NORM_COMBINE.warps)
     return [
         Variant(
             name=f"batch_norm combine statistics, {chunks} parts",
@@ -174,6 +175,7 @@ def _combine(chunks: int, total: int) -> list[Variant]:
             launch=BATCH_NORM_COMBINE,
             shape=shape,
             bytes=lambda item: 4 * total * (2 * chunks + 3),
+            load=min(128, 32 * values),  # few parts leave each thread few
             store=32,
             dtypes=("fp32",),
             unaligned=unaligned,
@@ -186,6 +188,7 @@ def _combine(chunks: int, total: int) -> list[Variant]:
             launch=BATCH_NORM_COMBINE,
             shape=shape,
             bytes=lambda item: 4 * 2 * total * (chunks + 1),
+            load=min(128, 32 * values),  # few parts leave each thread few
             store=32,
             dtypes=("fp32",),
             unaligned=unaligned,
