@@ -4,7 +4,8 @@ Our network is counted as it trains: its operators in their order, recorded in a
 and those of facenet-pytorch and timm, where installed, go through torch.compile's code generator for the GPU, and so
 does ours beside it; the plain one is counted as eager torch runs it too. bfloat16 autocast, channels-last, batch
 statistics; see bench.codegen. All take torch's fused Adam, which reads weight, gradient and two moments of each
-parameter and writes three of them. Modelled, not measured: a time is bytes over bandwidth.
+parameter and writes three of them; ours reads the gradients once more, to leave out a step whose gradient is not
+finite. Modelled, not measured: a time is bytes over bandwidth.
 """
 
 import json
@@ -27,6 +28,7 @@ ARCHITECTURES = (80, 90, 100)
 BANDWIDTH = {"A100 SXM 80 GB": 2.04e12, "H100 SXM": 3.35e12, "B200": 8.0e12}
 OURS, PLAIN = "ours", "plain, torch.compile"
 ADAM_BYTES, ADAM_LISTS = 7 * 4, 4  # a parameter
+CHECK_BYTES, CHECK_LISTS, CHECK_LAUNCHES = 4, 1, 22  # ours reads its gradients for a norm; and some numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +91,25 @@ def peers(given: Arguments) -> dict[str, Peer]:
     return found
 
 
-def summary(launches: Sequence[Any], parameters: Sequence[int]) -> dict[str, Any]:
-    """Launches and bytes of a step, the optimizer included; `parameters` are their sizes."""
+def summary(launches: Sequence[Any], parameters: Sequence[int], checked: bool = False) -> dict[str, Any]:
+    """Launches and bytes of a step, the optimizer included.
+
+    Args:
+        parameters: their sizes.
+        checked: whether the step looks for numbers that are not finite, as ours does (engine.health).
+    """
     from bench.codegen import KINDS, multi_tensor_launches
 
     kinds = {kind: sum(launch.bytes for launch in launches if launch.kind == kind) for kind in KINDS}
-    kinds["optimizer"] = ADAM_BYTES * sum(parameters)
-    adam = multi_tensor_launches(parameters, ADAM_LISTS)
+    kinds["optimizer"] = (ADAM_BYTES + CHECK_BYTES * checked) * sum(parameters)
+    update = multi_tensor_launches(parameters, ADAM_LISTS)
+    if checked:
+        update += multi_tensor_launches(parameters, CHECK_LISTS) + CHECK_LAUNCHES
     library = sum(launch.library for launch in launches)
     return {
         "kernels": len(launches) - library,
-        "library_calls": library + adam,
-        "launches": len(launches) + adam,
+        "library_calls": library + update,
+        "launches": len(launches) + update,
         "bytes": sum(kinds.values()),
         "bytes_by_kind": kinds,
     }
@@ -178,7 +187,7 @@ def main() -> int:
             launches, sources[name] = step.launches, step.sources
         else:
             launches = ordered(*what)
-        results[name] = summary(launches, [p.numel() for p in peer.model.parameters()])
+        results[name] = summary(launches, [p.numel() for p in peer.model.parameters()], checked=name == OURS)
     Console(width=None if sys.stdout.isatty() else 160).print(show(results, given))
     least, parts = floor(given.batch, given.size, given.width, given.labels)
     print(f"floor of the plain network's own passes: {least / 1e9:.2f} GB ({'; '.join(parts)})")

@@ -17,7 +17,7 @@ from torch.utils._triton import has_triton
 import kernels
 from bench import pretend
 from bench.codegen import Launch, assemble, generate, kind_of, multi_tensor_launches, ordered
-from bench.traffic import floor, summary
+from bench.traffic import CHECK_LAUNCHES, floor, summary
 from engine.model import Conv, ConvNormRelu, InceptionResidual, InceptionResNetV1, Stage
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +121,9 @@ def test_summary() -> None:
     assert (found["kernels"], found["library_calls"], found["launches"]) == (2, 3, 5)  # Adam takes two
     assert found["bytes"] == 111 + 28 * 40_000
     assert found["bytes_by_kind"]["norm"] == 110
+    checked = summary(launches, [1000] * 40, checked=True)
+    assert checked["bytes"] - found["bytes"] == 4 * 40_000
+    assert checked["launches"] - found["launches"] == 1 + CHECK_LAUNCHES
 
 
 @pytest.mark.parametrize(
