@@ -122,6 +122,7 @@ def test_killed_at_random_moments(
     print(f"{killed} kills, {runs} runs")
 
 
+@pytest.mark.slow
 def test_told_to_stop(
     children: ForkServerContext, dataset: Dataset, tmp_path: Path, undisturbed: Callable[[int], tuple[Path, float]]
 ) -> None:
@@ -244,6 +245,7 @@ def test_pictures_that_are_no_numbers(children: ForkServerContext, dataset: Data
     assert all(torch.isfinite(t).all() for t in weights.values())
 
 
+@pytest.mark.slow
 def test_nothing_but_pictures_that_are_no_numbers(
     children: ForkServerContext, dataset: Dataset, tmp_path: Path
 ) -> None:
