@@ -66,7 +66,7 @@ def share_memory(model: nn.Module) -> Tensor:
         for name in ("running_mean", "running_var")
     ]
     if not owners:
-        return torch.zeros(0)
+        return torch.zeros(0, device=next(model.parameters()).device)
     together = torch.cat([getattr(module, name) for module, name in owners])
     at = 0
     for module, name in owners:

@@ -126,7 +126,7 @@ def train(arguments: Arguments) -> int:
     seconds = STALLED if arguments.stall_seconds is None else arguments.stall_seconds
     if not 0 < seconds < 1e6:
         raise InputError(f"--stall-seconds {seconds:g}: must lie between 0 and 1,000,000")
-    with joined(1.1 * seconds) as ranks:
+    with joined(1.2 * seconds) as ranks:
         name = f"rank {ranks.rank}: " if ranks.count > 1 else ""
         with Watchdog(seconds, name) as watchdog, command.Interrupt() as interrupt:
             return _train(arguments, ranks, watchdog, interrupt)

@@ -38,7 +38,7 @@ class Watchdog:
         self._place, self._since, self._told = place, time.monotonic(), 0
 
     def _watch(self) -> None:
-        while not self._ended.wait(min(1.0, self.seconds / 4)):
+        while not self._ended.wait(min(1.0, self.seconds / 20)):
             stood = time.monotonic() - self._since
             if self._place and stood > self.seconds * (self._told + 1):
                 self._told += 1

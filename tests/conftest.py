@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import numpy as np
@@ -96,5 +95,7 @@ def children() -> ForkServerContext:
     os.environ["PYTHONPATH"] = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training_child"])
-    ensure_running()
+    ready = context.Process(target=int)  # what the server imports first takes longer than what tests do after it
+    ready.start()
+    ready.join()
     return context

@@ -74,7 +74,7 @@ def _train(task: Task, rank: int) -> int:
     config = resolve("demo", {**TINY, **task.changes})
     run = Run(task.folder)
     name = f"rank {rank}: "
-    with joined(1.1 * task.seconds) as ranks, Watchdog(task.seconds, name) as watchdog, Interrupt() as interrupt:
+    with joined(1.2 * task.seconds) as ranks, Watchdog(task.seconds, name) as watchdog, Interrupt() as interrupt:
         if ranks.first:
             run.create()
             if not run.config.exists():

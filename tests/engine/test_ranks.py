@@ -61,6 +61,7 @@ def test_two_processes_follow_the_losses_of_one(children: ForkServerContext, dat
     assert json.loads(Run(tmp_path / "two").report.read_text())["rows"] == len(dataset.splits["val"])
 
 
+@pytest.mark.slow
 def test_the_state_of_two_goes_on_with_three_and_one(
     children: ForkServerContext, dataset: Dataset, tmp_path: Path
 ) -> None:
