@@ -39,8 +39,8 @@ class Machine:
         copy: bandwidth of the copy that training waits for.
     """
 
-    fixed: float = 0.3e-3
-    picture: float = 0.11e-3
+    fixed: float = 1.9e-3
+    picture: float = 0.254e-3
     weights: float = 4 * 22.8e6
     beside: int = 8
     inner: float = 360e9
@@ -58,7 +58,7 @@ class Machine:
     copy: float = 1.3e12
 
 
-H100 = Machine()
+H200 = Machine()
 
 
 def all_reduce(machine: Machine, processes: int) -> float:
@@ -243,7 +243,7 @@ def check() -> str:
     cores = len(os.sched_getaffinity(0))
     picture = (large.compute - small.compute) / 8
     machine = replace(
-        H100,
+        H200,
         fixed=large.compute - 16 * picture,
         picture=picture,
         weights=size,
@@ -272,6 +272,6 @@ if __name__ == "__main__":
     parser.add_argument("--check", action="store_true", help="measure 1, 2 and 4 processes on this machine's CPU")
     parser.add_argument("--out", type=Path, help="PNG file to draw")
     arguments = parser.parse_args()
-    print(check() if arguments.check else table(H100))
+    print(check() if arguments.check else table(H200))
     if arguments.out is not None:
-        draw(H100, arguments.out)
+        draw(H200, arguments.out)
