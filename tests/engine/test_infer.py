@@ -360,7 +360,7 @@ def test_a_provider_that_falls_back_is_found_out(exported: Exported, device: str
     """ONNX Runtime answers a GPU that does not work with a session on the CPU; ours does not take it."""
     content, description = read_model(exported())
     made = sessions.Session.__new__(sessions.Session)
-    made._content, made._description, made.device = content, description, device  # type: ignore[assignment]
+    made._content, made._description, made.device, made.number = content, description, device, 0  # type: ignore[assignment]
     with pytest.raises(InputError, match=f"--device {device}: "):
         made._require_all(made._session({}, threads=1))
 
