@@ -209,6 +209,6 @@ def test_kernel(benchmark: Any, name: str, provider: str) -> None:
 def one_turn(run: Callable[[list[Tensor]], Any], buffers: list[list[Tensor]]) -> tuple[Call, int]:
     """What is timed, and how many calls it is: on a GPU one for each set of inputs, replayed; else one at a time."""
     if DEVICE == "cuda":
-        return replay_of(lambda: [run(inputs) for inputs in buffers] and None), len(buffers)
+        return replay_of(lambda: [run(inputs) for inputs in buffers]), len(buffers)
     endless = cycle(buffers)
     return lambda: run(next(endless)), 1

@@ -9,15 +9,15 @@ hand, with its reason.
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
+from unittest import mock
 
 import torch
 import tyro
@@ -31,6 +31,7 @@ from kernels.maps import channels_last
 from kernels.tuning import Launch
 from pipelines.errors import InputError
 
+DEVICE = "cuda"
 CALLS, REPLAYS = 10, 5
 Shape = tuple[Any, ...]
 
@@ -76,7 +77,7 @@ def candidates(warps: Iterable[int], stages: Iterable[int] = (1,), **blocks: Ite
 
 
 def feature_map(batch: int, channels: int, height: int, width: int) -> Tensor:
-    return channels_last(torch.randn(batch, channels, height, width, device="cuda", dtype=torch.bfloat16))
+    return channels_last(torch.randn(batch, channels, height, width, device=DEVICE, dtype=torch.bfloat16))
 
 
 def norm_calls(shape: Shape, sums: bool) -> list[Call]:
@@ -84,7 +85,7 @@ def norm_calls(shape: Shape, sums: bool) -> list[Call]:
     _, widths, (n, h, w) = shape
     xs = [feature_map(n, width, h, w) for width in widths]
     ys, grads = ([feature_map(n, width, h, w) for width in widths] for _ in range(2))
-    vectors = [torch.rand(width, device="cuda") for width in widths]
+    vectors = [torch.rand(width, device=DEVICE) for width in widths]
     units = (xs, vectors, vectors)
 
     def statistics() -> None:
@@ -102,10 +103,10 @@ def norm_calls(shape: Shape, sums: bool) -> list[Call]:
 def tail_calls(shape: Shape) -> list[Call]:
     _, (n, h, w), channels, depth, masked = shape
     x, y, branch = (feature_map(n, c, h, w) for c in (channels, channels, depth))
-    weight = torch.randn(channels, depth, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(channels, depth, device=DEVICE, dtype=torch.bfloat16)
     if masked:
         return [lambda: conv1x1.input_gradient(x, branch, weight.t().contiguous(), y)]
-    bias = torch.rand(channels, device="cuda")
+    bias = torch.rand(channels, device=DEVICE)
     return [lambda: conv1x1.forward(x, branch, weight, bias, 0.17, True)]
 
 
@@ -143,16 +144,14 @@ def shapes_of_step(batch: int, size: int) -> Counter[Shape]:
     """What the kernels are given in a training step, and how often."""
     seen: Counter[Shape] = Counter()
 
-    def watch(module: ModuleType, name: str, shape: Callable[..., Shape]) -> Iterator[None]:
+    def watched(module: ModuleType, name: str, shape: Callable[..., Shape]) -> Any:
         real = getattr(module, name)
 
-        def watched(*given: Any) -> Any:
+        def counted(*given: Any) -> Any:
             seen[shape(*given)] += 1
             return real(*given)
 
-        setattr(module, name, watched)
-        yield
-        setattr(module, name, real)
+        return mock.patch.object(module, name, counted)
 
     def norm(xs: Any, *_: Any) -> Shape:
         n, _, h, w = xs[0].shape
@@ -162,28 +161,21 @@ def shapes_of_step(batch: int, size: int) -> Counter[Shape]:
         n, channels, h, w = x.shape
         return "tail", (n, h, w), channels, branch.shape[1], mask is not None
 
-    watchers = [
-        contextmanager(watch)(batch_norm_triton, "_statistics", norm),
-        contextmanager(watch)(conv1x1, "_product", tail),
-        contextmanager(watch)(pool, "_pooled", lambda x: ("pool", *x.shape)),
-    ]
-    model = InceptionResNetV1(20, dropout=0.0).cuda().train().to(memory_format=torch.channels_last)
-    with watchers[0], watchers[1], watchers[2], torch.autocast("cuda", torch.bfloat16):
-        loss = sigmoid_bce(
-            model(torch.randn(batch, 3, size, size, device="cuda")), torch.zeros(batch, 20).cuda().bool()
-        )
-        torch.autograd.backward(loss)
+    model = InceptionResNetV1(20, dropout=0.0).train().to(DEVICE, memory_format=torch.channels_last)
+    images, targets = torch.randn(batch, 3, size, size, device=DEVICE), torch.zeros(batch, 20, device=DEVICE).bool()
+    with (
+        watched(batch_norm_triton, "_statistics", norm),
+        watched(conv1x1, "_product", tail),
+        watched(pool, "_pooled", lambda x: ("pool", *x.shape)),
+        torch.autocast(DEVICE, torch.bfloat16),
+    ):
+        torch.autograd.backward(sigmoid_bce(model(images), targets))
     return seen
 
 
-@contextmanager
-def tried(row: Row, name: str, launch: Launch) -> Iterator[None]:
-    real = getattr(row.module, name)
-    setattr(row.module, name, launch)
-    try:
-        yield
-    finally:
-        setattr(row.module, name, real)
+def tried(row: Row, name: str, launch: Launch) -> Any:
+    """The context in which the row of the table is another."""
+    return mock.patch.object(row.module, name, launch)
 
 
 def compile_only(job: tuple[str, Launch, list[Shape]]) -> None:
@@ -202,11 +194,8 @@ def milliseconds(row: Row, name: str, launch: Launch, shape: Shape) -> float:
     """Of one call of each function."""
     with tried(row, name, launch):
         functions = row.calls(shape)
-        replay, now = (
-            replay_of(lambda: [function() for _ in range(CALLS) for function in functions] and None),
-            clock("cuda"),
-        )
-        times = []
+        replay = replay_of(lambda: [function() for _ in range(CALLS) for function in functions])
+        now, times = clock(DEVICE), []
         for _ in range(REPLAYS):
             began = now()
             replay()
@@ -239,7 +228,8 @@ def main() -> int:
                 print(f"{name} {launch.blocks} {launch.warps} {launch.stages}: {str(error).splitlines()[0][:100]}")
                 continue
             total = sum(each[str(s)] * seen[s] for s in own[name])
-            found.append(launch_figures(launch) | {"ms": total, "each": each})
+            figures = {"blocks": launch.blocks, "warps": launch.warps, "stages": launch.stages}
+            found.append(figures | {"ms": total, "each": each})
         results[name] = [found[0], *sorted(found[1:], key=lambda f: f["ms"])]
         print(f"{name}: {found[0]['ms']:.3f} ms a step now; best:")
         for best in results[name][1:4]:
@@ -251,10 +241,6 @@ def main() -> int:
         content = {"gpu": torch.cuda.get_device_name(), "shapes": shapes, "rows": results}
         given.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
-
-
-def launch_figures(launch: Launch) -> dict[str, Any]:
-    return {"blocks": launch.blocks, "warps": launch.warps, "stages": launch.stages}
 
 
 if __name__ == "__main__":
