@@ -161,7 +161,7 @@ def shapes_of_step(batch: int, size: int) -> Counter[Shape]:
         n, channels, h, w = x.shape
         return "tail", (n, h, w), channels, branch.shape[1], mask is not None
 
-    model = InceptionResNetV1(20, dropout=0.0).train().to(DEVICE, memory_format=torch.channels_last)
+    model = InceptionResNetV1(20, dropout=0.0).train().to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, targets = torch.randn(batch, 3, size, size, device=DEVICE), torch.zeros(batch, 20, device=DEVICE).bool()
     with (
         watched(batch_norm_triton, "_statistics", norm),
