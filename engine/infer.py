@@ -88,7 +88,7 @@ def _infer(arguments: Arguments, ranks: "Ranks") -> int:
     from engine.model_file import read_model
     from engine.predictions import Predictions, digest
     from pipelines.check import decoder_silenced
-    from pipelines.listing import photographs
+    from pipelines.listing import as_text, photographs
     from pipelines.progress import say
 
     content, description = read_model(arguments.file)
@@ -136,6 +136,7 @@ def _classify(
     classifier: "Classifier", paths: list[str], predictions: "Predictions", stopped: Callable[[], bool]
 ) -> bool:
     """Adds a row for each path; whether it came to the end."""
+    from pipelines.listing import as_text
     from pipelines.progress import bar, console, say
 
     began = shown = time.perf_counter()
@@ -158,11 +159,6 @@ def _classify(
 def speed(images: int, seconds: float) -> str:
     rate = images / max(seconds, 1e-9)
     return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s"
-
-
-def as_text(path: str) -> str:
-    """A path as a table can hold it: bytes that are no UTF-8 as \\x.. ."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 if __name__ == "__main__":

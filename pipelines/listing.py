@@ -64,3 +64,8 @@ def _table(table: Path) -> Iterator[str]:
     for name in read_csv(table, columns=1, is_picture=folders.has).pictures:
         found = folders.find(name)
         yield str(table.parent / (found or name))
+
+
+def as_text(path: str) -> str:
+    """A path as a table can hold it: bytes that are no UTF-8 as \\x.. ."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

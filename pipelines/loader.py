@@ -17,6 +17,7 @@ from pipelines.augment import DECODE_ERRORS, MEAN, STD, PictureSpec, picture_gra
 from pipelines.check import decode_failures
 from pipelines.draws import Draws, draw
 from pipelines.errors import InputError
+from pipelines.listing import as_text
 from pipelines.memory import PictureMemory
 from pipelines.sampling import Sampling, epoch_rows, rank_slice
 from pipelines.shards import location, read_or_none
@@ -217,7 +218,7 @@ class PictureStream:
         if not found:
             raise error
         for row, reason in found.items():
-            log.warning("%s: %s; left out from here on", self.files[row], reason)
+            log.warning("%s: %s; left out from here on", as_text(self.files[row]), reason)
         self.bad.update(found)
 
 

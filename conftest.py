@@ -1,0 +1,18 @@
+"""Tests run side by side, a process a core; benchmarks, and what is named by file, run in the process at hand."""
+
+import os
+
+import pytest
+
+MOST = 8  # processes, each of a gigabyte and more
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads would take the other processes' cores
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes for `-n auto`."""
+    named = any(".py" in arg for arg in config.args)
+    if named or config.getoption("capture") == "no" or config.getoption("benchmark_only", False):
+        return 0
+    return min(len(os.sched_getaffinity(0)), MOST)
