@@ -32,7 +32,8 @@ class Arguments:
     """Classifies photographs with an ONNX file of engine.export.
 
     Exit status: 0 all done; 11 to 110 done, but 1 to 100 or more photographs could not be read, each has its row;
-    2 bad input; 130 stopped by Ctrl-C, to be gone on with by --resume.
+    2 bad input; 130 stopped by Ctrl-C, to be gone on with by --resume. Under torchrun, which would start again for any
+    status but 0, all done is 0, with unreadable photographs too.
     """
 
     file: Annotated[Path, tyro.conf.Positional]
@@ -119,7 +120,8 @@ def _infer(arguments: Arguments, ranks: "Ranks") -> int:
     say(f"{arguments.out}: {rows:,} photographs, {rate}")
     if unreadable:
         say(f"{unreadable:,} of them could not be read; their rows say why")
-        return UNREADABLE + min(unreadable, MOST)
+        if ranks.count == 1:
+            return UNREADABLE + min(unreadable, MOST)
     return command.OK
 
 

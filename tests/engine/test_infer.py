@@ -48,6 +48,22 @@ def run(file: Path, *paths: Path | str, **options: object) -> int:
     return infer(Arguments(file=file, paths=tuple(map(str, paths)), device="cpu", batch_size=4, **options))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("verb", ["infer", "evaluate"])
+def test_two_processes_answer_as_one(
+    exported: Exported, trained_run: Path, album: Path, tmp_path: Path, verb: str
+) -> None:
+    """Started by torchrun, to whom a photograph that cannot be read is no reason to start again."""
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    line = [exported(), album] if verb == "infer" else [trained_run]
+    line += ["--device", "cpu", "--out"]
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    for out, start in ((one, []), (two, torchrun)):
+        command = [sys.executable, "-m", *start, f"engine.{verb}", *map(str, line), str(out)]
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+        assert done.returncode == (11 if verb == "infer" and out is one else 0), done.stderr
+    assert one.read_bytes() == two.read_bytes()
+
+
 def test_rows_of_all_formats_agree(exported: Exported, album: Path, tmp_path: Path) -> None:
     outs = [tmp_path / f"p.{ending}" for ending in ("csv", "jsonl", "parquet")]
     for out in outs:
