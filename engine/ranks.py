@@ -108,14 +108,19 @@ def joined(seconds: float) -> Iterator[Ranks]:
     import torch
     import torch.distributed as dist
 
+    from engine.rendezvous import store_of_this_start
     from pipelines.progress import console
 
     ranks = Ranks(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     cuda = torch.cuda.is_available() and torch.cuda.device_count() >= ranks.beside
     if cuda:
         torch.cuda.set_device(ranks.local)
+    timeout = timedelta(seconds=seconds)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=seconds))
+        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        store = store_of_this_start(store, ranks.rank, count, seconds)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=count, timeout=timeout)
     except RuntimeError as error:
         raise InputError(f"rank {ranks.rank}: the other processes cannot be reached: {first_line(error)}") from None
     console.quiet = not ranks.first

@@ -263,7 +263,7 @@ def test_nothing_but_pictures_that_are_no_numbers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [1])
+@pytest.mark.parametrize("kills", [1, 3])
 def test_torchrun_starts_again(dataset: Dataset, tmp_path: Path, kills: int) -> None:
     """Workers killed with SIGKILL: torchrun starts all anew, who go on from the last checkpoint."""
     folders = []
@@ -275,10 +275,12 @@ def test_torchrun_starts_again(dataset: Dataset, tmp_path: Path, kills: int) -> 
         line += ["--width", "0.125", "--image-size", "75", "--batch-size", "4", "--epochs", "3", "--sync-norm"]
         line += ["--checkpoint-steps", "1", "--no-augment", "--sampling", "uniform", "--out", str(out)]
         process = subprocess.Popen(line, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
-        seen = None
+        known: set[int] = set()
         for _ in range(number):
-            seen = _wait_for_change(Run(out).last, seen, process)
-            os.kill(random.Random(number).choice(_workers(process.pid)), signal.SIGKILL)
+            workers = _new_workers(process, known)
+            known |= set(workers)
+            _wait_for_change(Run(out).last, process)
+            os.kill(random.Random(number).choice(workers), signal.SIGKILL)
         said, _ = process.communicate(timeout=2 * PATIENCE)
         assert process.returncode == 0, said
         assert said.count("this run has begun there; it goes on") == number
@@ -286,18 +288,31 @@ def test_torchrun_starts_again(dataset: Dataset, tmp_path: Path, kills: int) -> 
     shutil.rmtree(tmp_path)
 
 
-def _wait_for_change(path: Path, seen: int | None, process: subprocess.Popen[str]) -> int:
-    """Until a file is there that is not the one seen; its inode."""
-    while True:
+def _wait_for_change(path: Path, process: subprocess.Popen[str]) -> None:
+    """Until a file is there that was not when this was asked."""
+
+    def inode() -> int | None:
         try:
-            found = path.stat().st_ino
-            if found != seen:
-                return found
+            return path.stat().st_ino
         except FileNotFoundError:
-            pass
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.02)
-        assert process.returncode is None
+            return None
+
+    before = inode()
+    while inode() in (None, before):
+        _go_on(process)
+
+
+def _new_workers(agent: subprocess.Popen[str], known: set[int]) -> list[int]:
+    """Both workers, when torchrun has started those that come after the known ones."""
+    while len(workers := set(_workers(agent.pid)) - known) < 2:
+        _go_on(agent)
+    return sorted(workers)
+
+
+def _go_on(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(0.02)
+    assert process.returncode is None
 
 
 def _workers(agent: int) -> list[int]:
