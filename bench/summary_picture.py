@@ -1,0 +1,89 @@
+"""The comparisons as bars: how many times as long as ours each peer takes, readable on a light page and a dark one."""
+
+from collections.abc import Sequence
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from bench.summary import Case
+from engine.run_figures import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GREY = "#7a828c"  # at least 3.8 to 1 against white and against GitHub's dark page
+BAR, GAP, HEAD = 0.14, 0.1, 0.75  # inches: a bar, between cases, what a panel takes beside them
+TICKS = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
+
+
+def draw(cases: Sequence[Case]) -> "Figure":
+    """A panel a suite, in two columns of about the same height; cases without peers are left out.
+
+    Bars begin at 1, on a scale of ratios: to the right the peer takes longer than ours, to the left less.
+    """
+    from matplotlib.figure import Figure
+
+    panels: dict[str, list[Case]] = {}
+    for case in cases:
+        if case.peers:
+            panels.setdefault(case.suite, []).append(case)
+    columns: list[list[str]] = [[], []]
+    for suite in sorted(panels, key=lambda suite: -_inches(panels[suite])):
+        min(columns, key=lambda column: _height(column, panels)).append(suite)
+    columns = [column for column in columns if column]
+    height = max((_height(column, panels) for column in columns), default=HEAD)
+    figure = Figure(figsize=(6.5 * max(1, len(columns)), height), layout="constrained", facecolor="none")
+    for part, column in zip(_parts(figure, len(columns)), columns, strict=True):
+        part.set_facecolor("none")
+        spare = height - _height(column, panels)
+        ratios = [_inches(panels[suite]) for suite in column]
+        grid = part.add_gridspec(len(column) + (spare > 0), 1, height_ratios=[*ratios, *[spare] * (spare > 0)])
+        for number, suite in enumerate(column):
+            _panel(part.add_subplot(grid[number]), suite, panels[suite])
+    return figure
+
+
+def _parts(figure: Any, count: int) -> list[Any]:
+    return list(figure.subfigures(1, count, squeeze=False)[0]) if count else []
+
+
+def _inches(cases: Sequence[Case]) -> float:
+    return HEAD + sum(BAR * max(2, len(case.peers)) + GAP for case in cases)
+
+
+def _height(suites: Sequence[str], panels: dict[str, list[Case]]) -> float:
+    return sum(_inches(panels[suite]) for suite in suites)
+
+
+def _panel(axes: Any, suite: str, cases: Sequence[Case]) -> None:
+    peers = list(dict.fromkeys(peer for case in cases for peer in case.peers))
+    colours = {peer: COLOURS[i % len(COLOURS)] for i, peer in enumerate(peers)}
+    place, middles, named = 0.0, [], set()
+    for case in cases:
+        first = place
+        for peer, ratio in case.peers.items():
+            label = None if peer in named else peer
+            axes.barh(place, ratio - 1, BAR * 0.85, left=1, color=colours[peer], label=label)
+            side = ("left", 3) if ratio >= 1 else ("right", -3)
+            axes.annotate(
+                f"{ratio:.2f}", (ratio, place), (side[1], 0), textcoords="offset points", ha=side[0], va="center",
+                color=GREY, fontsize=6,
+            )  # fmt: skip
+            named.add(peer)
+            place += BAR
+        middles.append((first + place - BAR) / 2)
+        place += max(0, 2 - len(case.peers)) * BAR + GAP
+    lengths = [1.0, *(ratio for case in cases for ratio in case.peers.values())]
+    low, high = min(lengths) / 1.35, max(lengths) * 1.35
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    axes.set_xscale("log")
+    axes.set(xlim=(low, high), ylim=(place, -BAR - GAP))
+    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks], color=GREY, fontsize=7)
+    axes.set_yticks(middles, [fill(case.name, 34) for case in cases], color=GREY, fontsize=7, parse_math=False)
+    axes.minorticks_off()
+    axes.axvline(1, color=GREY, linewidth=0.8)
+    axes.set_title(f"{suite}: times as long as ours", color=GREY, fontsize=9, loc="left")
+    axes.legend(frameon=False, fontsize=7, labelcolor=GREY, loc="best")
+    axes.set_facecolor("none")
+    axes.tick_params(color=GREY, length=2)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
