@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 GREY = "#7a828c"  # at least 3.8 to 1 against white and against GitHub's dark page
 BAR, GAP, HEAD = 0.14, 0.1, 0.75  # inches: a bar, between cases, what a panel takes beside them
+AXES, CHARACTER = 4.0, 0.052  # inches: width of a panel's axes, of a character beside a bar, about
 TICKS = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
 
 
@@ -56,25 +57,23 @@ def _height(suites: Sequence[str], panels: dict[str, list[Case]]) -> float:
 
 def _panel(axes: Any, suite: str, cases: Sequence[Case]) -> None:
     peers = list(dict.fromkeys(peer for case in cases for peer in case.peers))
-    colours = {peer: COLOURS[i % len(COLOURS)] for i, peer in enumerate(peers)}
-    place, middles, named = 0.0, [], set()
+    place, middles, longest = 0.0, [], 0
     for case in cases:
         first = place
         for peer, ratio in case.peers.items():
-            label = None if peer in named else peer
-            axes.barh(place, ratio - 1, BAR * 0.85, left=1, color=colours[peer], label=label)
-            side = ("left", 3) if ratio >= 1 else ("right", -3)
-            axes.annotate(
-                f"{ratio:.2f}", (ratio, place), (side[1], 0), textcoords="offset points", ha=side[0], va="center",
-                color=GREY, fontsize=6,
-            )  # fmt: skip
-            named.add(peer)
+            axes.barh(place, ratio - 1, BAR * 0.85, left=1, color=COLOURS[peers.index(peer) % len(COLOURS)])
+            text = f"{ratio:.2f}  {peer}"
+            at, style = (max(ratio, 1), place), {"color": GREY, "fontsize": 6.5, "parse_math": False}
+            axes.annotate(text, at, (3, 0), textcoords="offset points", va="center_baseline", **style)
+            longest = max(longest, len(text))
             place += BAR
         middles.append((first + place - BAR) / 2)
         place += max(0, 2 - len(case.peers)) * BAR + GAP
-    lengths = [1.0, *(ratio for case in cases for ratio in case.peers.values())]
-    low, high = min(lengths) / 1.35, max(lengths) * 1.35
-    ticks = [tick for tick in TICKS if low <= tick <= high]
+    ratios = [ratio for case in cases for ratio in case.peers.values()]
+    low, most = min(1.0, *ratios) / 1.1, max(1.5, *ratios)
+    texts = min(0.6, CHARACTER * longest / AXES)  # share of the axes that the names beside the bars take
+    high = most * (most / low) ** (texts / (1 - texts))
+    ticks = [tick for tick in TICKS if low <= tick <= most]
     axes.set_xscale("log")
     axes.set(xlim=(low, high), ylim=(place, -BAR - GAP))
     axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks], color=GREY, fontsize=7)
@@ -82,7 +81,6 @@ def _panel(axes: Any, suite: str, cases: Sequence[Case]) -> None:
     axes.minorticks_off()
     axes.axvline(1, color=GREY, linewidth=0.8)
     axes.set_title(f"{suite}: times as long as ours", color=GREY, fontsize=9, loc="left")
-    axes.legend(frameon=False, fontsize=7, labelcolor=GREY, loc="best")
     axes.set_facecolor("none")
     axes.tick_params(color=GREY, length=2)
     for spine in axes.spines.values():
