@@ -59,7 +59,13 @@ class Network:
         self.pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
         images = ((torch.from_numpy(self.pixels).float() - MEAN) / STD).permute(0, 3, 1, 2)
         self.images = images.contiguous().to(DEVICE)
-        self.ours, self.runtime = cache(self._ours), cache(self._runtime)
+        self.exported, self.ours, self.runtime = cache(self._exported), cache(self._ours), cache(self._runtime)
+
+    def _exported(self, half: bool) -> Any:
+        """Our ONNX model."""
+        network = InceptionResNetV1(LABELS, self.width)
+        network.load_state_dict(self.plain.state_dict())
+        return to_onnx(network.eval(), self.size, half)
 
     def _ours(self, name: str) -> Classifier:
         """A classifier of FORMS.
@@ -68,9 +74,7 @@ class Network:
             InputError: it does not work on this machine.
         """
         precision, place = FORMS[name]
-        network = InceptionResNetV1(LABELS, self.width)
-        network.load_state_dict(self.plain.state_dict())
-        file = to_onnx(network.eval(), self.size, half=precision == "fp16")
+        file = self.exported(precision == "fp16")
         if precision == "int8":
             file = quantised(file, self.pixels[:4])
         description = Description(

@@ -52,6 +52,8 @@ def test_process(row: Row, processes: Timed, what: str) -> None:
 @pytest.fixture(scope="module")
 def first_steps(quick: bool) -> Timed:
     def make(name: str) -> Call:
+        if quick and name not in (OURS, "plain"):
+            pytest.skip("a process takes seconds; not in the quick form")
         if find_spec(NETWORKS[name]) is None:
             raise ModuleNotFoundError(name=NETWORKS[name])
         if name == OURS:
