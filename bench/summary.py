@@ -166,7 +166,11 @@ def _times(case: Case, peer: str) -> str:
 
 def _under(summary: Summary, suites: Sequence[str]) -> str:
     machine = summary.machine
-    parts = [machine["processor"], f"{machine['cores']} cores", " ".join(machine["instructions"])]
+    parts = [
+        machine["processor"],
+        f"{machine['cores']} core{'s' * (machine['cores'] != 1)}",
+        " ".join(machine["instructions"]),
+    ]
     where = ", ".join(part for part in (*parts, machine["gpu"] or "no GPU") if part)
     versions = {"Python": machine["python_version"], **machine["versions"]}
     software = ", ".join(f"{name} {version}" for name, version in versions.items())

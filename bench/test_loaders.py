@@ -43,7 +43,7 @@ def passes(request: pytest.FixtureRequest, quick: bool, as_in_training: None) ->
     count, rounds = (32, 2) if quick else (256, 5)
     source, files = photographs(request.param, count)
     makes: dict[str, Make] = {name: partial(whole, make, files) for name, make in LOADERS.items()}
-    return Passes(request.param, count, source, in_turn(makes, rounds))
+    return Passes(request.param, count, source, in_turn(makes, rounds, warm=0))
 
 
 def whole(make: Callable[..., Pass], files: list[str]) -> Pass:

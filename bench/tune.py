@@ -75,6 +75,7 @@ def milliseconds(row: "Row", name: str, launch: "Launch", shape: "Shape") -> flo
 
 
 def main() -> int:
+    """Parses the command line and prints the figures; the exit status."""
     given = command.parse(Arguments, "python -m bench.tune")
     import torch
 
