@@ -12,7 +12,5 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Processes for `-n auto`."""
-    named = any(".py" in arg for arg in config.args)
-    if named or config.getoption("capture") == "no" or config.getoption("benchmark_only", False):
-        return 0
-    return min(len(os.sched_getaffinity(0)), MOST)
+    alone = any(".py" in arg or "bench" in arg.split("/")[0] for arg in config.args)
+    return 0 if alone or config.getoption("capture") == "no" else min(len(os.sched_getaffinity(0)), MOST)

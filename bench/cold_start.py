@@ -75,6 +75,7 @@ def plain(given: Arguments) -> dict[str, float]:
 
 
 def main() -> int:
+    """Parses the command line and prints the figures; the exit status."""
     given = command.parse(Arguments, "python -m bench.cold_start")
     if given.arch not in ARCHITECTURES:
         raise InputError(f"--arch takes {', '.join(map(str, ARCHITECTURES))}")

@@ -1,24 +1,35 @@
-"""python -m bench.scale: how training would scale from 1 to 1,024 GPUs, by a cost model and a simulation of its steps.
+"""`python -m bench.scale`: how training would scale to 1,024 GPUs, by a cost model and a simulation of its steps.
 
-python -m bench.scale --check measures 1, 2 and 4 processes on this machine's CPU beside what the model says of them.
-The model and its sources are in docs/scale.md. What is not measured here is called modelled.
+With --check it measures processes on this machine's CPU beside what the model says of them (bench.scale_check). The
+model and its sources are in docs/scale.md. What is not measured is called modelled.
 """
 
-import argparse
 import math
-import multiprocessing
-import os
-import socket
-import statistics
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+import tyro
 
-STEPS, WARM = 12, 3
+from engine import command
+from pipelines.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """Prints a table of training on 1 to 1,024 GPUs, modelled.
+
+    Attributes:
+        check: measures 1, 2 and 4 processes on this machine's CPU instead, beside the model's figures.
+        out: draws efficiency against the number of GPUs, too.
+    """
+
+    check: bool = False
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,16 +150,16 @@ def table(machine: Machine) -> str:
     return "\n".join(lines)
 
 
-def draw(machine: Machine, path: Path) -> None:
+def draw(machine: Machine) -> "Figure":
     """Efficiency against the number of GPUs, for several shares a GPU."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from engine.run_figures import COLOURS
 
     counts = [2**i for i in range(11)]
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for share, colour in ((8, "C0"), (32, "C1"), (128, "C2")):
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for share, colour in zip((8, 32, 128), COLOURS, strict=False):
         alone = simulate(machine, 1, share, False).step
         for overlapped, line in ((False, "-"), (True, ":")):
             values = [100 * alone / simulate(machine, count, share, overlapped).step for count in counts]
@@ -159,119 +170,26 @@ def draw(machine: Machine, path: Path) -> None:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    return figure
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Medians, in seconds, of the slowest process."""
+def main() -> int:
+    """Parses the command line and prints the table; the exit status."""
+    given = command.parse(Arguments, "python -m bench.scale")
+    if given.out is not None and given.out.suffix != ".png":
+        raise InputError(f"--out {given.out}: the file's name must end in .png")
+    if given.check:
+        from bench.scale_check import check
 
-    step: float
-    compute: float
-    reduce: float
+        print(check())
+    else:
+        print(table(H200))
+    if given.out is not None:
+        from engine.run_figures import save
 
-
-def _process(rank: int, count: int, port: int, batch: int, answers: Any) -> None:
-    import torch
-    import torch.distributed as dist
-
-    from engine.config import resolve
-    from engine.device import decide
-    from engine.gradients import Summed
-    from engine.model import InceptionResNetV1
-    from engine.step import Step
-
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=count)
-    group = dist.group.WORLD if count > 1 else None
-    torch.manual_seed(0)
-    model = InceptionResNetV1(16, 0.5).train().to(memory_format=torch.channels_last)
-    share = batch // count
-    step = Step(resolve("demo", {}), decide("cpu", False, "off"), model, None, group, share / batch)
-    images = torch.rand(share, 3, 96, 96).contiguous(memory_format=torch.channels_last)
-    targets = torch.rand(share, 16) < 0.2
-    summed = None if group is None else Summed(step.parameters, group)
-
-    def whole() -> None:
-        step.add_gradient(images, targets)
-        step.update(0.001)
-
-    def compute() -> None:
-        group, step.summed = step.summed, None
-        whole()
-        step.summed = group
-
-    def reduce() -> None:
-        if summed is not None:
-            summed.of(summed.sums)
-
-    found = []
-    for call in (whole, compute, reduce):
-        seconds = []
-        for _ in range(WARM + STEPS):
-            dist.barrier()
-            began = time.perf_counter()
-            call()
-            dist.barrier()
-            seconds.append(time.perf_counter() - began)
-        found.append(statistics.median(seconds[WARM:]))
-    if rank == 0:
-        answers.put((found, 4.0 * sum(p.numel() for p in step.parameters)))
-    dist.destroy_process_group()
-
-
-def measure(count: int, batch: int) -> tuple[Measured, float]:
-    """Processes of one thread each on this machine's CPU, and the bytes that they sum; width 0.5, 96×96."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [context.Process(target=_process, args=(r, count, port, batch, answers)) for r in range(count)]
-    for process in processes:
-        process.start()
-    found, size = answers.get(timeout=600)
-    for process in processes:
-        process.join()
-    return Measured(*found), size
-
-
-def check() -> str:
-    """Measured and modelled: the model knows one process at two batches and the sum of two processes, no more."""
-    small, (large, size), (pair, _) = measure(1, 8)[0], measure(1, 16), measure(2, 16)
-    cores = len(os.sched_getaffinity(0))
-    picture = (large.compute - small.compute) / 8
-    machine = replace(
-        H200,
-        fixed=large.compute - 16 * picture,
-        picture=picture,
-        weights=size,
-        beside=64,
-        inner=size / max(pair.reduce, 1e-9),
-        inner_wait=0.0,
-    )
-    rows: Sequence[tuple[int, Measured]] = ((1, large), (2, pair), (4, measure(4, 16)[0]))
-    lines = [
-        "| processes | measured, ms | modelled, ms | of it the sum, measured | modelled |",
-        "|---:|---:|---:|---:|---:|",
-    ]
-    for count, found in rows:
-        crowd = max(1.0, count / cores)
-        step = crowd * (machine.fixed + 16 / count * picture)
-        reduce = crowd * all_reduce(machine, count)
-        lines.append(
-            f"| {count} | {1e3 * found.step:.0f} | {1e3 * (step + reduce):.0f} "
-            f"| {1e3 * found.reduce:.1f} | {1e3 * reduce:.1f} |"
-        )
-    return "\n".join(lines)
+        save(draw(H200), given.out)
+    return command.OK
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="measure 1, 2 and 4 processes on this machine's CPU")
-    parser.add_argument("--out", type=Path, help="PNG file to draw")
-    arguments = parser.parse_args()
-    print(check() if arguments.check else table(H200))
-    if arguments.out is not None:
-        draw(H200, arguments.out)
+    command.main(main)

@@ -1,52 +1,64 @@
-"""What training waits for at a checkpoint, beside a step of it.
+"""What training waits for at a checkpoint: ours, written behind it, beside torch.save.
 
-The study's network at 320×320, bfloat16 where the device computes in it. `extra_info` has the wait as a share of a
-step; the write before is done each time, as it is after 500 steps.
+The study's network and its optimizer. A step is taken before each, and the write before is done by then, as it is
+after 500 steps. `extra_info` has the wait as a share of such a step.
 """
 
 import statistics
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
+import pytest
 import torch
 
+from bench import OURS
+from bench.steps import DEVICE, ours
 from bench.timing import clock
+from bench.turns import Row, Timed, in_turn
 from engine.checkpoint import Checkpoints
-from engine.config import resolve
-from engine.device import decide
-from engine.memory import keep_freed_memory
-from engine.model import InceptionResNetV1
 from engine.run import Run
-from engine.step import Step
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BATCH, SIZE, LABELS, ROUNDS = 32, 320, 18, 5
+SAVE = "torch.save"
 
 
-def test_waiting_for_a_checkpoint(benchmark: Any, tmp_path: Path) -> None:
-    keep_freed_memory()
-    run = Run(tmp_path)
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """The comparison, and seconds of a step."""
+
+    batch: int
+    timed: Timed
+    step: float
+
+
+@pytest.fixture(scope="module")
+def waits(quick: bool, tmp_path_factory: pytest.TempPathFactory) -> Waits:
+    size, batch, rounds = (96, 4, 2) if quick else (320, 32 if DEVICE == "cuda" else 8, 5)
+    run = Run(tmp_path_factory.mktemp("run"))
     run.create()
     checkpoints, now = Checkpoints(run), clock(DEVICE)
-    placement = decide("auto", True, "off")
-    model = InceptionResNetV1(LABELS).train()
-    model.to(device=placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    step = Step(resolve("paper", {}), placement, model, None)
-    images = torch.rand(BATCH, 3, SIZE, SIZE, dtype=placement.amp, device=DEVICE)
-    images = images.contiguous(memory_format=torch.channels_last)
-    targets = torch.rand(BATCH, LABELS, device=DEVICE) < 0.2
+    training, step = ours(size, batch)
     steps: list[float] = []
+
+    def state() -> dict[str, object]:
+        return {"model": training.model.state_dict(), **training.state()}
 
     def one_step() -> None:
         checkpoints.finish()
         began = now()
-        step.add_gradient(images, targets)
-        step.update(0.001)
+        step()
         steps.append(now() - began)
 
-    def save() -> None:
-        checkpoints.save({"model": model.state_dict(), **step.state()}, run.last)
+    def ours_behind() -> None:
+        checkpoints.save(state(), run.last)
 
-    benchmark.pedantic(save, setup=one_step, rounds=ROUNDS, warmup_rounds=1)
+    def plain_save() -> None:
+        torch.save(state(), run.folder / "plain.pt")
+
+    timed = in_turn({OURS: lambda: ours_behind, SAVE: lambda: plain_save}, rounds, now, one_step)
     checkpoints.finish()
-    benchmark.extra_info["share_of_a_step"] = benchmark.stats.stats.median / statistics.median(steps[1:])
+    return Waits(batch, timed, statistics.median(steps[-2 * rounds :]))
+
+
+@pytest.mark.parametrize("provider", [OURS, SAVE])
+def test_checkpoint(row: Row, waits: Waits, provider: str) -> None:
+    share = waits.timed.median(provider) / waits.step
+    row(waits.timed, provider, "training waits for a checkpoint", batch=waits.batch, share_of_a_step=round(share, 4))

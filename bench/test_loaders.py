@@ -1,53 +1,36 @@
-"""Our loader beside torchvision's, timm's and a plain DALI chain: 320×320, full augmentation, two cores.
+"""Our loader beside torchvision's, timm's and a plain DALI chain (bench.loaders).
 
-`extra_info` has pictures a second, and for ours how many times as long each
-peer takes, the two taken in turn, median of seven pairs. Where the real photographs are missing it draws some itself,
-and `pictures` says so.
+320×320, full augmentation, two threads or workers. `extra_info` has pictures a second, and whether
+they are photographs or drawn.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from bench import OURS
 from bench.loaders import PEERS, WORKERS, Pass, ours
-from bench.timing import median_ratio
+from bench.photographs import PLACES, photographs
+from bench.turns import Make, Row, Timed, in_turn
 
-PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "datasets"
-SIZE, BATCH, PICTURES, PAIRS = 320, 32, 288, 7
-PLACES = {"study": ("study/data", 320, 240), "coco96": ("coco96/*", 640, 480)}  # and what is drawn in their place
-
-Make = Callable[..., Pass]
+SIZE, BATCH = 320, 32
+LOADERS = {OURS: ours, **PEERS}
 
 
-@cache
-def pictures(name: str) -> tuple[str, list[str]]:
-    """Where the pictures come from, and their paths, the same again where there are fewer than PICTURES."""
-    pattern, width, height = PLACES[name]
-    files, source = sorted(str(path) for path in PHOTOGRAPHS.glob(f"{pattern}/*.jpg")), "photographs"
-    if not files:
-        files, source = draw_pictures(width, height), "drawn"
-    return source, (files * (PICTURES // len(files) + 1))[:PICTURES]
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """Of every loader over the same pictures."""
+
+    place: str
+    pictures: int
+    source: str
+    timed: Timed
 
 
-def draw_pictures(width: int, height: int) -> list[str]:
-    folder, rng = Path(mkdtemp(prefix="manylabel-bench-")), np.random.default_rng(0)
-    names = []
-    for i in range(32):
-        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((width, height))
-        grain = rng.normal(0, 6, (height, width, 3))
-        names.append(str(folder / f"{i}.jpg"))
-        Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(names[-1], quality=90)
-    return names
-
-
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module")
 def as_in_training() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(WORKERS)
@@ -55,19 +38,23 @@ def as_in_training() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("provider", ["ours", *PEERS])
-@pytest.mark.parametrize("name", PLACES)
-def test_loader(benchmark: Any, name: str, provider: str) -> None:
-    makes: dict[str, Make] = {"ours": ours, **PEERS}
-    for package in ("torchvision", "timm"):
-        pytest.importorskip(package, reason=f"a peer, {package}, is missing: pip install -e '.[bench]'")
-    source, files = pictures(name)
-    once = makes[provider](files, SIZE, BATCH)
-    assert once() == PICTURES // BATCH * BATCH  # and whatever is compiled, is
-    benchmark.group = f"{name} {SIZE}x{SIZE}"
-    benchmark.pedantic(once, rounds=3, iterations=1)
-    benchmark.extra_info |= {"pictures": source, "pictures_per_s": round(PICTURES / benchmark.stats.stats.median)}
-    if provider == "ours":
-        for peer, make in PEERS.items():
-            ratio = median_ratio(make(files, SIZE, BATCH), once, "cpu", PAIRS)
-            benchmark.extra_info[f"{peer} over ours"] = round(ratio, 2)
+@pytest.fixture(scope="module", params=PLACES)
+def passes(request: pytest.FixtureRequest, quick: bool, as_in_training: None) -> Passes:
+    count, rounds = (32, 2) if quick else (256, 5)
+    source, files = photographs(request.param, count)
+    makes: dict[str, Make] = {name: partial(whole, make, files) for name, make in LOADERS.items()}
+    return Passes(request.param, count, source, in_turn(makes, rounds, warm=0))
+
+
+def whole(make: Callable[..., Pass], files: list[str]) -> Pass:
+    """A loader, after a pass that gave every picture."""
+    once = make(files, SIZE, BATCH)
+    assert once() == len(files)
+    return once
+
+
+@pytest.mark.parametrize("provider", LOADERS)
+def test_loader(row: Row, passes: Passes, provider: str) -> None:
+    rate = round(passes.pictures / passes.timed.median(provider))
+    group = f"loading {passes.pictures} pictures of {passes.place}, {SIZE}×{SIZE}"
+    row(passes.timed, provider, group, pictures_per_s=rate, pictures=passes.source)

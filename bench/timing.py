@@ -1,6 +1,5 @@
 """Clocks and inputs for timings that mean something: the device is waited for, and its caches hold nothing ready."""
 
-import statistics
 import time
 from collections.abc import Callable
 from functools import cache
@@ -83,17 +82,3 @@ def copy_bandwidth(device: str) -> float:
         target.copy_(source)
         seconds.append(now() - began)
     return 2 * source.numel() / min(seconds)
-
-
-def median_ratio(first: Call, second: Call, device: str, pairs: int = 9) -> float:
-    """Median of how many times as long the first takes as the second, the two taken in turn."""
-    now, ratios = clock(device), []
-    for pair in range(pairs + 2):
-        began = now()
-        first()
-        between = now()
-        second()
-        ended = now()
-        if pair >= 2:  # the first two warm up
-            ratios.append((between - began) / (ended - between))
-    return statistics.median(ratios)

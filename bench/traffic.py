@@ -171,6 +171,7 @@ def show(results: dict[str, dict[str, Any]], given: Arguments) -> Table:
 
 
 def main() -> int:
+    """Parses the command line and prints the figures; the exit status."""
     given = command.parse(Arguments, "python -m bench.traffic")
     wrong = [arch for arch in given.arch if arch not in ARCHITECTURES]
     if wrong or not given.arch:

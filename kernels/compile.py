@@ -8,14 +8,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from kernels.machine_code import Resources, examine
-from kernels.variants import VARIANTS
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kernels.machine_code import Resources
 
 ARCHITECTURES = (80, 90, 100, 120)
 
@@ -36,8 +36,10 @@ class Arguments:
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
 
 
-def shortcomings(found: Resources) -> list[str]:
+def shortcomings(found: "Resources") -> list[str]:
     """What a variant misses of what it declares; empty when all is well."""
+    from kernels.variants import VARIANTS
+
     due = VARIANTS[found.name]
     missed = []
     if found.spills:
@@ -51,21 +53,28 @@ def shortcomings(found: Resources) -> list[str]:
     return missed
 
 
-def _examine(work: tuple[str, str, int]) -> Resources:
+def _examine(work: tuple[str, str, int]) -> "Resources":
+    from kernels.machine_code import examine
+    from kernels.variants import VARIANTS
+
     name, dtype, arch = work
     return examine(VARIANTS[name], dtype, arch)
 
 
-def examine_all(names: Sequence[str], architectures: Sequence[int]) -> list[Resources]:
+def examine_all(names: Sequence[str], architectures: Sequence[int]) -> "list[Resources]":
     """Every variant of these names in each of its dtypes for each architecture, in that order."""
+    from kernels.variants import VARIANTS
+
     work = [(name, dtype, arch) for name in names for dtype in VARIANTS[name].dtypes for arch in architectures]
     # Fresh processes: the compiler is not made to be forked.
     with ProcessPoolExecutor(min(len(work), len(os.sched_getaffinity(0))), get_context("spawn")) as pool:
         return list(pool.map(_examine, work, chunksize=4))
 
 
-def show(results: Sequence[Resources]) -> Table:
+def show(results: "Sequence[Resources]") -> "Table":
     """The table for people."""
+    from rich.table import Table
+
     table = Table(title="kernels as machine code", title_justify="left")
     for heading in ("kernel", "shape", "dtype", "sm"):
         table.add_column(heading)
@@ -84,6 +93,10 @@ def show(results: Sequence[Resources]) -> Table:
 
 def main() -> int:
     given = tyro.cli(Arguments, prog="python -m kernels.compile")
+    from rich.console import Console
+
+    from kernels.variants import VARIANTS  # which brings torch
+
     unknown = [arch for arch in given.arch if arch not in ARCHITECTURES]
     names = [name for name in VARIANTS if given.only in name]
     if unknown or not given.arch or not names:

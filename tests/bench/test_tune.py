@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from bench import pretend, tune
+from bench import candidates, pretend
 
 
 def test_every_row_is_launched_as_its_candidates_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is computed; a name that has changed in kernels, or a shape that no row takes, is found."""
-    monkeypatch.setattr(tune, "DEVICE", "cpu")
+    monkeypatch.setattr(candidates, "DEVICE", "cpu")
     with pretend.launches(90) as launched:
-        seen = tune.shapes_of_step(2, 96)
-        assert all(any(row.takes(shape) for row in tune.ROWS.values()) for shape in seen)
-        for name, row in tune.ROWS.items():
+        seen = candidates.shapes_of_step(2, 96)
+        assert all(any(row.takes(shape) for row in candidates.ROWS.values()) for shape in seen)
+        for name, row in candidates.ROWS.items():
             shape = next(shape for shape in seen if row.takes(shape))
             before, current = launched.launched, getattr(row.module, name)
-            with torch.no_grad(), tune.tried(row, name, row.candidates[0]):
+            with torch.no_grad(), candidates.tried(row, name, row.candidates[0]):
                 for call in row.calls(shape):
                     call()
             assert launched.launched > before
