@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TextIO, TypeVar
 
 import tyro
@@ -36,14 +37,17 @@ def parse(arguments: type[Arguments], prog: str) -> Arguments:
 
 
 def _in_a_line(box: str) -> str:
-    """What the parser says in a box of several lines, up to its first rule or list."""
+    """What the parser says in a box of several lines, up to its first rule or list, and the option it has in mind."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
     kept = []
     for line in lines:
         if not line or line.startswith(("─", "╰")):
             break
         kept.append(line)
-    return " ".join(kept).rstrip(".")
+    meant = next(
+        (after.split()[0].rstrip(",") for before, after in pairwise(lines) if before == "Perhaps you meant:"), None
+    )
+    return " ".join(kept).rstrip(".") + (f"; {meant}?" if meant else "")
 
 
 class _Lines(logging.Handler):

@@ -44,3 +44,11 @@ def test_bad_command_lines_are_one_line(command: str, tmp_path: Path) -> None:
         assert (answer.returncode, answer.stdout) == (2, "")
         assert answer.stderr.startswith("error: ")
         assert answer.stderr.count("\n") == 1
+
+
+def test_a_mistyped_option_is_told_with_the_one_that_was_meant() -> None:
+    answer = run("-m", "pipelines.preview", "data", "--image-sise", "96")
+    assert answer.stderr.startswith("error: Unrecognized options: --image-sise, 96; --image-size? (")
+    assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
+    answer = run("-m", "engine.train", "--ampp")  # on or off: the parser names both forms
+    assert answer.stderr.startswith("error: Unrecognized options: --ampp; --amp? (")

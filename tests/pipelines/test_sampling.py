@@ -238,7 +238,7 @@ def test_epochs_and_seeds_draw_differently() -> None:
 
 
 def test_every_label_of_the_study_reaches_2500(photographs, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """30,000 rows, 90 to 1; the growth is the one that the README quotes."""
+    """30,000 rows, 90 to 1; the growth is the one that docs/data.md quotes."""
     text = (photographs / "study_labels" / "train.csv").read_bytes()
     (tmp_path / "train.csv").write_bytes(text)
     for line in text.decode().splitlines():
