@@ -50,6 +50,10 @@ NOT_RUN = {
     "pytest -m gpu": COLLECTED,
     "pytest tests/pipelines -k voc": COLLECTED,
     "pytest bench/ --benchmark-only": COLLECTED,
+    "pytest bench/ --benchmark-only --quick": COLLECTED,
+    "pytest bench/ --benchmark-only --benchmark-json figures.json": COLLECTED,
+    "python -m bench.summary figures.json --out docs/bench.png --readme README.md": "tests/bench/test_summary.py",
+    "pip install --no-deps facenet-pytorch requests": "network",
     "pytest bench/test_loaders.py --benchmark-only": COLLECTED,
     "pytest bench/test_step.py --benchmark-only": COLLECTED,
     "torchrun --nproc-per-node 8 --max-restarts 10 -m engine.train --amp --data DIR --out RUN": GPU,
@@ -239,9 +243,11 @@ def understand(words: list[str], config: pytest.Config) -> None:
         parse(given.training_script, given.training_script_args)
     elif words[0] == "pytest":
         markers = [line.partition(":")[0] for line in config.getini("markers")]
+        own = (ROOT / "bench" / "conftest.py").read_text()
         for before, word in pairwise(words):
             if word.startswith("--"):
-                config.getoption(word)  # ValueError: no such option
+                if f'addoption("{word}"' not in own:
+                    config.getoption(word)  # ValueError: no such option
             elif before == "-m":
                 assert word in markers
             elif "/" in word:
