@@ -107,6 +107,7 @@ def joined(seconds: float) -> Iterator[Ranks]:
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     from engine.rendezvous import store_of_this_start
     from pipelines.progress import console
@@ -117,7 +118,7 @@ def joined(seconds: float) -> Iterator[Ranks]:
         torch.cuda.set_device(ranks.local)
     timeout = timedelta(seconds=seconds)
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
         store = store_of_this_start(store, ranks.rank, count, seconds)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=count, timeout=timeout)

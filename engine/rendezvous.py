@@ -9,13 +9,14 @@ import time
 import uuid
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import DistStoreError
 
 ASK_AGAIN = timedelta(seconds=1)
 NONCE = "manylabel/start"
 
 
-def store_of_this_start(store: dist.Store, rank: int, count: int, seconds: float) -> dist.Store:
+def store_of_this_start(store: Store, rank: int, count: int, seconds: float) -> Store:
     """The store under a prefix that the first rank has chosen and all others have confirmed to be of now.
 
     Args:
@@ -32,14 +33,14 @@ def store_of_this_start(store: dist.Store, rank: int, count: int, seconds: float
         for other in range(1, count):
             token = store.get(f"{NONCE}/{own}/{other}").decode()
             store.set(f"{NONCE}/{own}/{other}/{token}", "")
-        return dist.PrefixStore(own, store)
+        return PrefixStore(own, store)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         chosen = store.get(NONCE).decode()
         store.set(f"{NONCE}/{chosen}/{rank}", own)
         try:
             store.wait([f"{NONCE}/{chosen}/{rank}/{own}"], ASK_AGAIN)
-        except dist.DistStoreError:
+        except DistStoreError:
             continue  # a first rank that is gone had chosen it
-        return dist.PrefixStore(chosen, store)
+        return PrefixStore(chosen, store)
     raise RuntimeError(f"no answer from rank 0 in {seconds:.0f} seconds")
