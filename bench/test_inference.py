@@ -35,7 +35,7 @@ class Size:
 
 @pytest.fixture(scope="module")
 def size(quick: bool) -> Size:
-    return Size(Network(96, 4, 0.25), 8, 2, quick) if quick else Size(Network(320, 16, 1.0), 64, 5, quick)
+    return Size(Network(96, 4, 0.25), 8, 2, quick) if quick else Size(Network(320, 16, 1.0), 32, 5, quick)
 
 
 def require(name: str) -> None:
