@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint(
     task = task_of(dataset, tmp_path)
     (process,) = start(children, task)
     _wait_for(Run(tmp_path).previous, process)
-    process.kill()
+    process.terminate()  # saves and leaves; killed between two renames it would have left no newest one to damage
     process.join()
     content = bytearray(Run(tmp_path).last.read_bytes())
     content[len(content) // 2] ^= 4
