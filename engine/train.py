@@ -344,7 +344,8 @@ def _describe(run: "Run", config: Config, dataset: "Dataset", placement: "Placem
     kind = "float32" if placement.amp is None else str(placement.amp).removeprefix("torch.")
     say(
         f"{config.preset}: {config.image_size}×{config.image_size}, width {config.width:g}, batch {config.batch_size}, "
-        f"{config.epochs} epochs, {kind} on {placement.device.type}{', recorded' if placement.recorded else ''}"
+        f"{config.epochs} {'epoch' if config.epochs == 1 else 'epochs'}, {kind} on {placement.device.type}"
+        f"{', recorded' if placement.recorded else ''}"
         f"{f', {ranks.count} processes' if ranks.count > 1 else ''}; "
         f"run in {run.folder}"
     )

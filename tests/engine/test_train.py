@@ -484,6 +484,15 @@ def test_bad_input_leaves_no_folder_behind(table: Make, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_place_for_the_run_that_cannot_be_one_is_told_before_any_work(tmp_path: Path) -> None:
+    """The data set, which is not there, is not asked for yet."""
+    file = tmp_path / "file"
+    file.touch()
+    for out, words in ((file, f"{file}: is a file"), (file / "run", f"{file} is a file")):
+        with pytest.raises(InputError, match=words):
+            train(Arguments(data=tmp_path / "nowhere", out=out, preset="demo"))
+
+
 def test_a_configuration_from_elsewhere_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="not JSON"):
