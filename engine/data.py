@@ -28,7 +28,13 @@ def read_data(root: Path | None, config: Config, known_bad: Mapping[str, str] | 
         if not sample_is_there(sample_dir()):
             say(f"no --data: drawing the sample data set, {PICTURES:,} pictures; that takes minutes, and once only")
         with bar("drawing the sample data set") as advance:
-            root = ensure_sample(progress=lambda done, total: advance(done, total, ""))
+            try:
+                root = ensure_sample(progress=lambda done, total: advance(done, total, ""))
+            except OSError as error:
+                raise InputError(
+                    f"{error.filename or sample_dir()}: cannot be written: {error.strerror or error}; "
+                    f"MANYLABEL_CACHE=FOLDER takes another place for the sample data set"
+                ) from None
     with bar("checking pictures") as advance:
         return read_dataset(
             root,

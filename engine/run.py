@@ -90,7 +90,7 @@ class Run:
         if not place.is_dir():
             raise InputError(f"{self.folder}: {'is' if place == self.folder else f'{place} is'} a file, not a folder")
         if not os.access(place, os.W_OK | os.X_OK):
-            raise InputError(f"{self.folder}: cannot be written, since {place} cannot; --out RUN takes another folder")
+            raise InputError(f"{self.folder}: {place} is not ours to write in; --out RUN takes another")
 
     def create(self) -> None:
         """Makes the folder.

@@ -10,7 +10,7 @@ import tyro
 
 from engine import command
 from engine.config import BranchInit, Compile, Config, Device, Optimizer, Preset, Schedule, resolve
-from pipelines.dataset import Layout
+from pipelines.dataset import NAMED, Layout
 from pipelines.errors import InputError
 from pipelines.sampling import Sampling
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pipelines.dataset import Dataset
 
 MAY_CHANGE = ("epochs", "device", "compile", "picture_memory")  # on --resume; anything else would make it another run
-NAMED = 10  # rejected pictures that are printed; the run's folder names all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,10 +288,10 @@ def _dataset(config: Config, known_bad: dict[str, str] | None) -> "Dataset":
     say(dataset.summary())
     for note in dataset.notes:
         say(f"note: {note}")
-    for rejected in dataset.rejected[:NAMED]:
-        say(f"left out: {rejected.file}: {rejected.reason}")
+    for line in dataset.left_out():
+        say(line)
     if len(dataset.rejected) > NAMED:
-        say(f"left out: {len(dataset.rejected):,} pictures in all; rejected.csv in the run's folder names them")
+        say("rejected.csv in the run's folder names them all")
     return dataset
 
 

@@ -44,7 +44,7 @@ def read_dataset(
         first = "; ".join(f"{r.file}: {r.reason}" for r in dataset.rejected[:3])
         raise InputError(
             f"{root}: {bad:,} of {rows:,} rows have no usable picture ({first}{'; ...' if bad > 3 else ''})"
-            f"{'; --allow-bad trains on the rest' if bad < rows else ''}"
+            f"{'; --allow-bad goes on with the rest' if bad < rows else ''}"
         )
     return with_validation(require_rows(dataset), val_fraction, seed)
 

@@ -145,6 +145,15 @@ def test_voc_labels_come_from_objects_difficult_ones_too(tmp_path: Path) -> None
     assert [r.file for r in dataset.rejected] == ["missing"]
 
 
+def test_an_id_whose_file_is_of_another_kind_is_told_with_the_file(tmp_path: Path) -> None:
+    root = voc_folder(tmp_path)
+    (root / "JPEGImages" / "moving.gif").write_bytes(b"GIF89a")
+    with (root / "ImageSets" / "Main" / "train.txt").open("a") as file:
+        file.write("\nmoving\nnowhere\n")
+    reasons = {rejected.file: rejected.reason for rejected in read_voc(root).rejected}
+    assert (reasons["moving"], reasons["nowhere"]) == ("moving.gif is no picture by its name", "no such picture")
+
+
 def test_voc_annotation_that_is_no_xml(tmp_path: Path) -> None:
     root = voc_folder(tmp_path)
     (root / "Annotations" / "1.xml").write_text("<annotation>")
