@@ -16,6 +16,7 @@ import tyro
 from pipelines.errors import InputError
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+NO_ROOM = "failed to map segment"  # the system's words for a library that does not fit into memory
 
 # What the parser says of a value in terms of its own types, and the same in those of a command line.
 PLAIN = (
@@ -92,6 +93,11 @@ def main(command: Callable[[], int]) -> None:
     except OSError as error:  # a full disk, a folder taken away, a reader of our lines that went away
         _close_unwritable(sys.stdout)
         print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+        status = BAD_INPUT
+    except (MemoryError, ImportError) as error:
+        if isinstance(error, ImportError) and NO_ROOM not in str(error):
+            raise
+        print("error: out of memory; the system or a limit (ulimit -v) leaves this process too little", file=sys.stderr)
         status = BAD_INPUT
     except KeyboardInterrupt:
         status = INTERRUPTED

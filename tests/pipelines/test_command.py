@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import pipelines
-from pipelines.command import parse
+from pipelines.command import main, parse
 from pipelines.errors import InputError
 from pipelines.preview import Arguments
 
@@ -74,6 +74,26 @@ def test_a_misspelt_value_is_told_without_the_parsers_own_terms(
         parse(Arguments, "python -m pipelines.preview")
     assert str(told.value).startswith(words)
     assert "None" not in str(told.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ImportError("lib.so: failed to map segment from shared object")])
+def test_too_little_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    said = capsys.readouterr().err
+    assert (left.value.code, said.count("\n")) == (2, 1)
+    assert said.startswith("error: out of memory")
+
+
+def test_a_library_that_is_broken_otherwise_is_no_bad_input() -> None:
+    def command() -> int:
+        raise ImportError("cannot import name 'x'")
+
+    with pytest.raises(ImportError):
+        main(command)
 
 
 def test_help_whose_reader_goes_away_is_no_error() -> None:
