@@ -358,9 +358,12 @@ def test_a_damaged_run_is_told(finished: Path) -> None:
         told("checkpoints/best.pt", state, "best.pt: not a checkpoint of this run")
 
 
-def test_a_run_whose_folders_are_lost_goes_on_and_what_is_in_their_place_is_told(finished: Path) -> None:
+def test_a_run_whose_folders_are_lost_goes_on_and_what_is_in_their_place_is_told(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (finished / "metrics.jsonl").unlink()
     assert train(Arguments(resume=finished)) == 0
+    assert "epochs trained already: 1 of 1; the report is made anew" in capsys.readouterr().out
     shutil.rmtree(finished / "checkpoints")
     shutil.rmtree(finished / "tensorboard")
     assert train(Arguments(resume=finished)) == 0
