@@ -53,6 +53,8 @@ class Arguments:
     """As in engine.train, for all arms."""
     amp: bool = False
     """Automatic mixed precision."""
+    allow_bad: bool = False
+    """As in engine.train, for all arms."""
     device: Device = "auto"
     """Where to train and evaluate."""
 
@@ -177,6 +179,7 @@ def _common(arguments: Arguments) -> dict[str, Any]:
         "width": arguments.width,
         "batch_size": arguments.batch_size,
         "amp": arguments.amp,
+        "allow_bad": arguments.allow_bad,
         "device": arguments.device,
     }
 

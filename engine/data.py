@@ -19,14 +19,22 @@ def read_data(root: Path | None, config: Config, known_bad: Mapping[str, str] | 
     Raises:
         InputError: it cannot be read.
     """
-    from pipelines.progress import bar
+    from pipelines.progress import bar, say
     from pipelines.read import read_dataset
 
     if root is None:
-        from pipelines.sample import ensure_sample
+        from pipelines.sample import PICTURES, ensure_sample, sample_dir, sample_is_there
 
+        if not sample_is_there(sample_dir()):
+            say(f"no --data: drawing the sample data set, {PICTURES:,} pictures; that takes minutes, and once only")
         with bar("drawing the sample data set") as advance:
-            root = ensure_sample(progress=lambda done, total: advance(done, total, ""))
+            try:
+                root = ensure_sample(progress=lambda done, total: advance(done, total, ""))
+            except OSError as error:
+                raise InputError(
+                    f"{error.filename or sample_dir()}: cannot be written: {error.strerror or error}; "
+                    f"MANYLABEL_CACHE=FOLDER takes another place for the sample data set"
+                ) from None
     with bar("checking pictures") as advance:
         return read_dataset(
             root,

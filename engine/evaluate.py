@@ -34,6 +34,8 @@ class Arguments:
     """Layout of the data set; by default the run's for its own data, else found out."""
     split: Literal["val", "test", "train"] = "val"
     """Pictures to evaluate on; a data set without val has one split off, as in training."""
+    allow_bad: bool = False
+    """Evaluate even where more than 5 % of the data set's pictures are missing or damaged."""
     out: Path | None = None
     """JSON file for the figures."""
     predictions: Path | None = None
@@ -73,7 +75,8 @@ def _evaluate(arguments: Arguments, ranks: "Ranks") -> int:
     from pipelines.progress import bar, say
 
     trained = ranks.from_first(lambda: load_trained(arguments.run))
-    dataset = ranks.from_first(lambda: data_of_run(trained.config, arguments.data, arguments.format))
+    config = replace(trained.config, allow_bad=trained.config.allow_bad or arguments.allow_bad)
+    dataset = ranks.from_first(lambda: data_of_run(config, arguments.data, arguments.format))
     for note in _notes(trained, dataset):
         say(note)
     with command.Interrupt() as interrupt, bar(f"evaluating {arguments.split}") as advance:
@@ -180,7 +183,7 @@ def _require_folders(arguments: Arguments) -> None:
 
 
 def _notes(trained: "Trained", dataset: "Dataset") -> list[str]:
-    notes = [dataset.summary()]
+    notes = [dataset.summary(), *dataset.left_out()]
     if trained.untuned:
         notes.append("thresholds 0.5: the run has not finished and has none of its own")
     lacking = [label for label in trained.labels if label not in set(dataset.labels)]

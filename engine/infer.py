@@ -119,7 +119,7 @@ def _infer(arguments: Arguments, ranks: "Ranks") -> int:
     rate = speed(len(left), time.perf_counter() - began)
     say(f"{arguments.out}: {rows:,} photographs, {rate}")
     if unreadable:
-        say(f"{unreadable:,} of them could not be read; their rows say why")
+        say(f"{unreadable:,} of them could not be read; column error says why")
         if ranks.count == 1:
             return UNREADABLE + min(unreadable, MOST)
     return command.OK

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +81,16 @@ class Run:
             return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
 
     def require_new(self) -> None:
-        """Raises InputError where the folder has a run in it already, or cannot be one."""
+        """Raises InputError where the folder has a run in it already, or cannot be one: before any work, not after."""
         with reading(self.folder):
             exists = self.config.exists()
+            place = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         if exists:
             raise InputError(f"{self.folder}: there is a run in it; --resume {self.folder} continues it")
+        if not place.is_dir():
+            raise InputError(f"{self.folder}: {'is' if place == self.folder else f'{place} is'} a file, not a folder")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(f"{self.folder}: {place} is not ours to write in; --out RUN takes another")
 
     def create(self) -> None:
         """Makes the folder.

@@ -30,7 +30,8 @@ def sampling_report(dataset: Dataset, config: Config, run: Run) -> list[str]:
         lines.append(f"oversample: at least {target:,} pictures a label{why}")
     unseen = [label for label, count in zip(dataset.labels, before, strict=True) if not count]
     if unseen:
-        lines.append(f"{config.sampling}: no training picture has {', '.join(unseen[:SHOWN])}: nothing to repeat")
+        more = f" and {len(unseen) - SHOWN:,} other labels" if len(unseen) > SHOWN else ""
+        lines.append(f"{config.sampling}: no training picture has {', '.join(unseen[:SHOWN])}{more}: nothing to repeat")
     order = np.argsort(before, kind="stable")
     order = order if len(order) <= 2 * SHOWN else np.concatenate([order[:SHOWN], order[-SHOWN:]])
     counts = ", ".join(f"{dataset.labels[i]} {before[i]:,} → {after[i]:,}" for i in order)

@@ -10,7 +10,7 @@ import tyro
 
 from engine import command
 from engine.config import BranchInit, Compile, Config, Device, Optimizer, Preset, Schedule, resolve
-from pipelines.dataset import Layout
+from pipelines.dataset import NAMED, Layout
 from pipelines.errors import InputError
 from pipelines.sampling import Sampling
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pipelines.dataset import Dataset
 
 MAY_CHANGE = ("epochs", "device", "compile", "picture_memory")  # on --resume; anything else would make it another run
-NAMED = 10  # rejected pictures that are printed; the run's folder names all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,10 +288,10 @@ def _dataset(config: Config, known_bad: dict[str, str] | None) -> "Dataset":
     say(dataset.summary())
     for note in dataset.notes:
         say(f"note: {note}")
-    for rejected in dataset.rejected[:NAMED]:
-        say(f"left out: {rejected.file}: {rejected.reason}")
+    for line in dataset.left_out():
+        say(line)
     if len(dataset.rejected) > NAMED:
-        say(f"left out: {len(dataset.rejected):,} pictures in all; rejected.csv in the run's folder names them")
+        say("rejected.csv in the run's folder names them all")
     return dataset
 
 
@@ -344,7 +343,8 @@ def _describe(run: "Run", config: Config, dataset: "Dataset", placement: "Placem
     kind = "float32" if placement.amp is None else str(placement.amp).removeprefix("torch.")
     say(
         f"{config.preset}: {config.image_size}×{config.image_size}, width {config.width:g}, batch {config.batch_size}, "
-        f"{config.epochs} epochs, {kind} on {placement.device.type}{', recorded' if placement.recorded else ''}"
+        f"{config.epochs} {'epoch' if config.epochs == 1 else 'epochs'}, {kind} on {placement.device.type}"
+        f"{', recorded' if placement.recorded else ''}"
         f"{f', {ranks.count} processes' if ranks.count > 1 else ''}; "
         f"run in {run.folder}"
     )

@@ -159,6 +159,9 @@ class Trainer:
         at = self.progress
         scalars = Scalars(self.run.tensorboard, at.epoch + 1) if self.ranks.first else None
         began_at = at.epoch
+        if at.epoch >= self.config.epochs:
+            done = f"{at.epoch} of {self.config.epochs}"
+            say(f"epochs trained already: {done}; the report is made anew, --epochs N goes on")
         batches = self.stream().batches(at.epoch * self.steps + at.step)
         try:
             while at.epoch < self.config.epochs and not self.stale():

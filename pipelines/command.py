@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -15,7 +16,19 @@ import tyro
 from pipelines.errors import InputError
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+NO_ROOM = "failed to map segment"  # the system's words for a library that does not fit into memory
 
+# What the parser says of a value in terms of its own types, and the same in those of a command line.
+PLAIN = (
+    (
+        r"^Error parsing (\S+): no type matching (?:\{None\}\|)?(\S+) could be instantiated from \['(.*)'\]$",
+        r"\1 \3: must be \2",
+    ),
+    (r"^Error parsing (\S+): invalid literal for int\(\) with base 10: '(.*)'$", r"\1 \2: must be INT"),
+    (r"^Error parsing (\S+): could not convert string to float: '(.*)'$", r"\1 \2: must be FLOAT"),
+    (r"^invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)$", r"\2 \1: must be one of \3"),
+    (r"'None', |, 'None'", ""),
+)
 
 Arguments = TypeVar("Arguments")
 
@@ -29,7 +42,13 @@ def parse(arguments: type[Arguments], prog: str) -> Arguments:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(arguments, prog=prog)
+            try:
+                return tyro.cli(arguments, prog=prog)
+            finally:
+                sys.stdout.flush()
+    except BrokenPipeError:  # --help | head: whoever reads no further has read enough
+        _close_unwritable(sys.stdout)
+        sys.exit(OK)
     except SystemExit as leaving:
         if not leaving.code:
             raise
@@ -47,7 +66,10 @@ def _in_a_line(box: str) -> str:
     meant = next(
         (after.split()[0].rstrip(",") for before, after in pairwise(lines) if before == "Perhaps you meant:"), None
     )
-    return " ".join(kept).rstrip(".") + (f"; {meant}?" if meant else "")
+    text = " ".join(kept).rstrip(".")
+    for pattern, plain in PLAIN:
+        text = re.sub(pattern, plain, text)
+    return text + (f"; {meant}?" if meant else "")
 
 
 class _Lines(logging.Handler):
@@ -71,6 +93,11 @@ def main(command: Callable[[], int]) -> None:
     except OSError as error:  # a full disk, a folder taken away, a reader of our lines that went away
         _close_unwritable(sys.stdout)
         print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+        status = BAD_INPUT
+    except (MemoryError, ImportError) as error:
+        if isinstance(error, ImportError) and NO_ROOM not in str(error):
+            raise
+        print("error: out of memory; the system or a limit (ulimit -v) leaves this process too little", file=sys.stderr)
         status = BAD_INPUT
     except KeyboardInterrupt:
         status = INTERRUPTED

@@ -17,6 +17,7 @@ from pipelines.shards import size_and_time
 Layout = Literal["auto", "table", "coco", "voc", "webdataset"]
 
 SPLITS = ("train", "val", "test")
+NAMED = 10  # rejected pictures that the user is told by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,12 @@ class Dataset:
             splits={name: renumbered[rows[keep[rows]]] for name, rows in self.splits.items()},
             rejected=self.rejected + tuple(Rejected(self.files[row], why) for row, why in reasons.items()),
         )
+
+    def left_out(self) -> list[str]:
+        """Lines for the user: the first of the rejected rows by name, and how many there are."""
+        lines = [f"left out: {rejected.file}: {rejected.reason}" for rejected in self.rejected[:NAMED]]
+        more = len(self.rejected) > NAMED
+        return [*lines, *[f"left out: {len(self.rejected):,} pictures in all"] * more]
 
     def fingerprint(self) -> str:
         """SHA-256 over label names, file names, file sizes, targets and splits; changes when the data set does."""

@@ -74,7 +74,8 @@ def _begin(to: Path, plan: dict[str, object], dataset: Dataset) -> None:
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{to}: cannot be written: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else None
+        raise InputError(f"{to}: cannot be written: {why or error}") from None
 
 
 def _shards(dataset: Dataset, limit: int) -> list[tuple[str, list[int]]]:
@@ -123,8 +124,8 @@ def main() -> int:
     arguments = command.parse(Arguments, "python -m pipelines.pack")
     with bar("packing") as advance:
         dataset = pack(arguments, lambda done, total: advance(done, total, ""))
-    if dataset.rejected:
-        say(f"left out: {len(dataset.rejected):,} rows without a usable picture")
+    for line in dataset.left_out():
+        say(line)
     say(f"{len(dataset.files):,} pictures in {arguments.shards}")
     say(f"train with: python -m engine.train --amp --data {arguments.shards}")
     return command.OK

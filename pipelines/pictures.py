@@ -24,6 +24,7 @@ class PictureFolders:
         self.folders = [folder for folder in folders if os.path.isdir(root / folder)]
         self._names: dict[str, dict[str, str]] = {}
         self._stems: dict[str, dict[str, str]] = {}
+        self._others: dict[str, dict[str, str]] = {}
         self._refused: dict[str, str] = {}
 
     def find(self, name: str) -> str | None:
@@ -53,7 +54,18 @@ class PictureFolders:
                 return self._refused.get(found, MISSING)
             if os.path.isdir(self.root / place) and not self._inside(self.root / place):
                 return OUTSIDE
-        return MISSING
+        other = self._of_another_kind(parent, name)
+        return MISSING if other is None else f"{other} is no picture by its name"
+
+    def _of_another_kind(self, parent: str, name: str) -> str | None:
+        """The file of this id, where there is one that is not looked for, as a GIF or HEIC."""
+        for folder in self.folders:
+            place = self._place(folder, parent)
+            if place not in self._others:
+                self._others[place] = {os.path.splitext(entry)[0]: entry for entry in self._names.get(place, {})}
+            if name in self._others[place]:
+                return self._others[place][name]
+        return None
 
     def _parted(self, name: str) -> tuple[str | None, str]:
         """Folder and name; the folder "" where there is none, absolute below root, None where it leads outside."""

@@ -71,8 +71,8 @@ def preview(arguments: Arguments) -> Path:
             allow_bad=True,
             progress=lambda done, total: advance(done, total, ""),
         )
-    if dataset.rejected:
-        say(f"left out: {len(dataset.rejected):,} rows without a usable picture")
+    for line in dataset.left_out():
+        say(line)
     train = dataset.splits["train"]
     plan = epoch_rows(dataset.targets[train], arguments.sampling, arguments.seed, 0, arguments.oversample_target)
     figure = _sheet(dataset, _first_good(dataset, train[plan], arguments.pictures), plan, arguments)
@@ -80,7 +80,8 @@ def preview(arguments: Arguments) -> Path:
         with warnings.catch_warnings(action="ignore"):  # of letters that the font has not
             figure.savefig(arguments.out, dpi=100)
     except (OSError, ValueError) as error:
-        raise InputError(f"{arguments.out}: cannot be written: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else None
+        raise InputError(f"{arguments.out}: cannot be written: {why or error}") from None
     return arguments.out
 
 

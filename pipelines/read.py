@@ -1,5 +1,6 @@
 """Reads a data set of any known layout, and checks it."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def read_dataset(
         first = "; ".join(f"{r.file}: {r.reason}" for r in dataset.rejected[:3])
         raise InputError(
             f"{root}: {bad:,} of {rows:,} rows have no usable picture ({first}{'; ...' if bad > 3 else ''})"
-            f"{'; --allow-bad trains on the rest' if bad < rows else ''}"
+            f"{'; --allow-bad goes on with the rest' if bad < rows else ''}"
         )
     return with_validation(require_rows(dataset), val_fraction, seed)
 
@@ -71,6 +72,17 @@ def read_layout(root: Path, layout: Layout = "auto") -> Dataset:
 
 
 def _detect(root: Path) -> Layout:
+    layout = _layout(root)
+    if layout is None:
+        near = _near(root)
+        raise InputError(
+            f"{root}: neither train.csv nor annotations/*.json nor JPEGImages/ with Annotations/ nor train-*.tar is "
+            f"there{f'; {near} looks like a data set' if near is not None else ''}"
+        )
+    return layout
+
+
+def _layout(root: Path) -> Layout | None:
     if (root / "train.csv").is_file():
         return "table"
     if any((root / "annotations").glob("*.json")):
@@ -79,6 +91,12 @@ def _detect(root: Path) -> Layout:
         return "voc"
     if any(root.glob("train-*.tar")):
         return "webdataset"
-    raise InputError(
-        f"{root}: neither train.csv nor annotations/*.json nor JPEGImages/ with Annotations/ nor train-*.tar is there"
-    )
+    return None
+
+
+def _near(root: Path) -> Path | None:
+    """The data set that was meant: archives have folders around it (VOCdevkit/VOC2012), and it has some inside."""
+    with contextlib.suppress(OSError):  # folders that are closed to us, and are not what was asked for
+        inside = (folder for pattern in ("*/", "*/*/") for folder in sorted(root.glob(pattern)))
+        return next((folder for folder in (*inside, root.parent) if folder.is_dir() and _layout(folder)), None)
+    return None

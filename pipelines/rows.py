@@ -36,7 +36,8 @@ class Rows:
                 self.files.append(file)
                 self.names.append(names)
         if merged:
-            self.notes.append(f"{source}: {merged:,} further rows of the same pictures were merged into one row each")
+            rows = "row of a picture was" if merged == 1 else "rows of pictures were"
+            self.notes.append(f"{source}: {merged:,} further {rows} merged with the first one")
 
     def dataset(self, root: Path, layout: str, labels: tuple[str, ...]) -> Dataset:
         """All rows; pictures of other splits that are in train too are noted."""
@@ -44,7 +45,7 @@ class Rows:
         for split, row_of in self._splits.items():
             shared = 0 if split == "train" else sum(file in train for file in row_of)
             if shared:
-                self.notes.append(f"{split}: {shared:,} pictures are in train too")
+                self.notes.append(f"{split}: {shared:,} {'picture is' if shared == 1 else 'pictures are'} in train too")
         splits = {split: np.array(list(row_of.values()), np.int64) for split, row_of in self._splits.items()}
         targets = multi_hot(self.names, labels)
         rejected, notes = tuple(self.rejected), tuple(self.notes)

@@ -26,6 +26,7 @@ SEED = 20_250
 TRAIN_PICTURES = 2400
 VAL_PICTURES = 600
 PICTURES = TRAIN_PICTURES + VAL_PICTURES
+SPLIT_PICTURES = {"val": range(TRAIN_PICTURES, PICTURES), "train": range(TRAIN_PICTURES)}
 
 # Share of the pictures that show each label.
 MOST_FREQUENT, RAREST = 0.43, 0.0155
@@ -74,13 +75,17 @@ def ensure_sample(root: Path | None = None, progress: Callable[[int, int], None]
         OSError: the folder cannot be written.
     """
     root = sample_dir() if root is None else root
-    tables = {"val": range(TRAIN_PICTURES, PICTURES), "train": range(TRAIN_PICTURES)}
-    if all((root / f"{split}.csv").is_file() for split in tables):
+    if sample_is_there(root):
         return root
     draw_pictures(root, range(PICTURES), progress)
-    for split, indices in tables.items():
+    for split, indices in SPLIT_PICTURES.items():
         _write_table(root / f"{split}.csv", indices)
     return root
+
+
+def sample_is_there(root: Path) -> bool:
+    """Whether the set in the folder is complete: its tables are written last."""
+    return all((root / f"{split}.csv").is_file() for split in SPLIT_PICTURES)
 
 
 def draw_pictures(

@@ -399,9 +399,12 @@ def test_a_damaged_run_is_told(finished: Path) -> None:
         told("checkpoints/best.pt", state, "best.pt: not a checkpoint of this run")
 
 
-def test_a_run_whose_folders_are_lost_goes_on_and_what_is_in_their_place_is_told(finished: Path) -> None:
+def test_a_run_whose_folders_are_lost_goes_on_and_what_is_in_their_place_is_told(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (finished / "metrics.jsonl").unlink()
     assert train(Arguments(resume=finished)) == 0
+    assert "epochs trained already: 1 of 1; the report is made anew" in capsys.readouterr().out
     shutil.rmtree(finished / "checkpoints")
     shutil.rmtree(finished / "tensorboard")
     assert train(Arguments(resume=finished)) == 0
@@ -525,6 +528,15 @@ def test_bad_input_leaves_no_folder_behind(table: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such checkpoint"):
         train(Arguments(data=table(), out=tmp_path / "run", preset="demo", init=tmp_path / "nowhere.pt"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_place_for_the_run_that_cannot_be_one_is_told_before_any_work(tmp_path: Path) -> None:
+    """The data set, which is not there, is not asked for yet."""
+    file = tmp_path / "file"
+    file.touch()
+    for out, words in ((file, f"{file}: is a file"), (file / "run", f"{file} is a file")):
+        with pytest.raises(InputError, match=words):
+            train(Arguments(data=tmp_path / "nowhere", out=out, preset="demo"))
 
 
 def test_a_configuration_from_elsewhere_is_told(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 import pipelines
+from pipelines.command import main, parse
+from pipelines.errors import InputError
+from pipelines.preview import Arguments
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["pipelines.pack", "pipelines.preview"]
@@ -52,3 +55,48 @@ def test_a_mistyped_option_is_told_with_the_one_that_was_meant() -> None:
     assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
     answer = run("-m", "engine.train", "--ampp")  # on or off: the parser names both forms
     assert answer.stderr.startswith("error: Unrecognized options: --ampp; --amp? (")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--pictures", "ten"], "--pictures ten: must be INT ("),
+        (["--oversample-target", "ten"], "--oversample-target ten: must be INT ("),
+        (["--sampling", "wieghted"], "--sampling wieghted: must be one of 'uniform', "),
+    ],
+    ids=["number", "number or none", "choice"],
+)
+def test_a_misspelt_value_is_told_without_the_parsers_own_terms(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["preview", "data", *arguments])
+    with pytest.raises(InputError) as told:
+        parse(Arguments, "python -m pipelines.preview")
+    assert str(told.value).startswith(words)
+    assert "None" not in str(told.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ImportError("lib.so: failed to map segment from shared object")])
+def test_too_little_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    said = capsys.readouterr().err
+    assert (left.value.code, said.count("\n")) == (2, 1)
+    assert said.startswith("error: out of memory")
+
+
+def test_a_library_that_is_broken_otherwise_is_no_bad_input() -> None:
+    def command() -> int:
+        raise ImportError("cannot import name 'x'")
+
+    with pytest.raises(ImportError):
+        main(command)
+
+
+def test_help_whose_reader_goes_away_is_no_error() -> None:
+    line = f"set -o pipefail; {sys.executable} -m pipelines.preview --help | true"
+    answer = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stderr) == (0, "")

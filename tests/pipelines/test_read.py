@@ -81,7 +81,7 @@ def test_coco_names_and_pictures_that_are_there_twice_are_one(tmp_path: Path) ->
     assert {split: rows.tolist() for split, rows in dataset.splits.items()} == {"train": [0], "val": [1]}
     assert len(dataset.notes) == 2
     assert "merged" in dataset.notes[0]
-    assert dataset.notes[1] == "val: 1 pictures are in train too"
+    assert dataset.notes[1] == "val: 1 picture is in train too"
 
 
 @pytest.mark.parametrize(
@@ -145,6 +145,15 @@ def test_voc_labels_come_from_objects_difficult_ones_too(tmp_path: Path) -> None
     assert [r.file for r in dataset.rejected] == ["missing"]
 
 
+def test_an_id_whose_file_is_of_another_kind_is_told_with_the_file(tmp_path: Path) -> None:
+    root = voc_folder(tmp_path)
+    (root / "JPEGImages" / "moving.gif").write_bytes(b"GIF89a")
+    with (root / "ImageSets" / "Main" / "train.txt").open("a") as file:
+        file.write("\nmoving\nnowhere\n")
+    reasons = {rejected.file: rejected.reason for rejected in read_voc(root).rejected}
+    assert (reasons["moving"], reasons["nowhere"]) == ("moving.gif is no picture by its name", "no such picture")
+
+
 def test_voc_annotation_that_is_no_xml(tmp_path: Path) -> None:
     root = voc_folder(tmp_path)
     (root / "Annotations" / "1.xml").write_text("<annotation>")
@@ -175,8 +184,8 @@ def test_voc_lists_with_lines_twice_and_a_byte_order_mark(tmp_path: Path) -> Non
     dataset = read_voc(root)
     assert {name: len(rows) for name, rows in dataset.splits.items()} == {"train": 2, "val": 2}
     assert not dataset.rejected
-    assert dataset.notes[0].startswith("train.txt: 1 further rows")
-    assert dataset.notes[1] == "val: 1 pictures are in train too"
+    assert dataset.notes[0].startswith("train.txt: 1 further row ")
+    assert dataset.notes[1] == "val: 1 picture is in train too"
 
 
 def test_bad_pictures_are_named_and_left_out_and_others_are_read(
@@ -270,6 +279,13 @@ def test_too_many_bad_pictures_stop_unless_allowed(table: Make) -> None:
 def test_folders_that_are_no_data_set(tmp_path: Path, make: Callable[[Path], Path], words: str) -> None:
     with pytest.raises(InputError, match=words):
         read_dataset(make(tmp_path))
+
+
+def test_a_folder_around_or_inside_a_data_set_is_told_with_it(table: Make) -> None:
+    root = table()
+    for folder in (root.parent, root / "images"):
+        with pytest.raises(InputError, match=f"is there; {root} looks like a data set$"):
+            read_dataset(folder)
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

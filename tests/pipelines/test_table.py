@@ -210,7 +210,7 @@ def test_splits_with_folders_of_their_own(table: Make) -> None:
 def test_rows_of_the_same_picture_are_merged(table: Make) -> None:
     root = table("image,labels\n0.jpg,a\n0.jpg,b\n1.jpg,a\n")
     assert labels_of(root) == {"0.jpg": {"a", "b"}, "1.jpg": {"a"}}
-    assert "1 further rows" in read_table(root).notes[0]
+    assert "1 further row " in read_table(root).notes[0]
 
 
 def test_semicolons_and_byte_order_mark(table: Make) -> None:
