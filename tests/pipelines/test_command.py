@@ -52,3 +52,11 @@ def test_a_mistyped_option_is_told_with_the_one_that_was_meant() -> None:
     assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
     answer = run("-m", "engine.train", "--ampp")  # on or off: the parser names both forms
     assert answer.stderr.startswith("error: Unrecognized options: --ampp; --amp? (")
+
+
+def test_a_terminal_without_the_letters_of_a_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser draws another box there; the line stays what it is."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    answer = run("-m", "pipelines.preview", "data", "--image-sise", "96")
+    assert answer.stderr.startswith("error: Unrecognized options: --image-sise, 96; --image-size? (")
+    assert answer.stderr.count("\n") == 1
