@@ -139,12 +139,17 @@ def test_command(tmp_path: Path) -> None:
     [
         (("--arch", "70"), "error: --arch takes 80; 90; 100; 120\n"),
         (("--only", "?"), "error: --only takes residual_add"),
+        (("--" + 40 * "a", "--" + 40 * "b"), f"error: Unrecognized options: --{40 * 'a'}, --{40 * 'b'} (python -m "),
+        (("--json", "nowhere/table.json"), "error: --json nowhere/table.json: no such folder\n"),
+        (("--arch", "x"), "error: Error parsing --arch: Could not find valid parse for arguments: ['x'] ("),
     ],
 )
 def test_wrong_command(arguments: tuple[str, ...], message: str) -> None:
+    """One line."""
     done = run(*arguments)
-    assert done.returncode == 2
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
 
 
 class Launches(TorchDispatchMode):
