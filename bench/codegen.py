@@ -38,7 +38,6 @@ _KINDS = (
     ("loss", ("bce", "scale_gradient", "log", "exp")),
     ("cast", ("foreach_copy", "_to_copy", "convert_element_type")),
 )
-_NOTHING_MOVED = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty")
 KINDS = (*(kind for kind, _ in _KINDS), "other")
 
 

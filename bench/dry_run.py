@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import pytest
-import tyro
+
+from engine import command
+from pipelines.errors import InputError
 
 
 def objection(words: Sequence[str]) -> str | None:
@@ -23,8 +25,10 @@ def objection(words: Sequence[str]) -> str | None:
             if words[0] == "pytest":
                 status = int(pytest.main([*words[1:], "--collect-only", "-q"]))
             else:
-                tyro.cli(import_module(words[0]).Arguments, args=words[1:])
+                command.parse(import_module(words[0]).Arguments, f"python -m {words[0]}", words[1:])
                 status = 0
+        except InputError as error:
+            return f"exit status {command.BAD_INPUT}, {error}"
         except SystemExit as leaving:
             status = int(leaving.code or 0)
         except Exception as error:  # of the module's import, say

@@ -25,7 +25,7 @@ SHIFT, SCALE = MEAN / 255, STD / 255
 
 
 def ours(files: Sequence[str], size: int, batch: int) -> Pass:
-    """`pipelines.loader` as training on this machine uses it."""
+    """`pipelines.loader` as training on a CPU uses it, but for the memory of decoded pictures: each pass decodes."""
     spec = PictureSpec(size, threads=WORKERS)
     epochs = count()
 

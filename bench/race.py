@@ -107,7 +107,7 @@ def race(
     trainer.model.train()
     watch = Watch()
     batches = trainer.stream().batches()
-    while done < trainer.total and not trainer.stale():
+    while done < trainer.total and not at.stopped_early(config.patience):
         if trainer.stopped():
             raise Stopped
         trainer.take_step(batches)

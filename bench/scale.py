@@ -52,7 +52,7 @@ class Machine:
 
     fixed: float = 1.9e-3
     picture: float = 0.254e-3
-    weights: float = 4 * 22.8e6
+    weights: float = 4 * 21.0e6
     beside: int = 8
     inner: float = 360e9
     inner_wait: float = 5e-6

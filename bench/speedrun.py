@@ -97,7 +97,7 @@ def speedrun(arguments: Arguments) -> int:
                     say(line)
         except Stopped:
             say(f"stopped; {len(races)} seeds were raced")
-            return command.INTERRUPTED
+            return interrupt.status
     return command.OK
 
 

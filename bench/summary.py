@@ -64,7 +64,7 @@ class Summary:
         cases: in their order.
         machine: MACHINE's entries.
         quick: whether figures are of the quick form.
-        when: day and revision.
+        when: days and revisions, and of these which had changes that were not committed.
     """
 
     cases: list[Case]
@@ -93,10 +93,18 @@ def read_summary(files: Sequence[Path]) -> Summary:
                 raise InputError(f"{file}: {row['group']}, {provider}: is there twice")
             group[provider] = row
     rows = [row for group in groups.values() for row in group.values()]
-    first = contents[0]
-    when = f"{first['datetime'][:10]}, revision {str(first['commit_info'].get('id'))[:12]}"
     cases = [case for (suite, name), group in groups.items() for case in _cases(suite, name, group)]
-    return Summary(cases, machines[0], any(row["extra_info"].get("quick") for row in rows), when)
+    return Summary(cases, machines[0], any(row["extra_info"].get("quick") for row in rows), _when(contents))
+
+
+def _when(contents: Sequence[dict[str, Any]]) -> str:
+    """Days and revisions of all files, each once."""
+    days = dict.fromkeys(content["datetime"][:10] for content in contents)
+    commits = [content["commit_info"] for content in contents]
+    revisions = dict.fromkeys(
+        f"{str(commit.get('id'))[:12]}{' with changes' * bool(commit.get('dirty'))}" for commit in commits
+    )
+    return f"{' and '.join(days)}, revision{'s' * (len(revisions) > 1)} {' and '.join(revisions)}"
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -152,9 +152,7 @@ def markdown(results: Results) -> str:
             ]
             lines.append(f"| {' | '.join([*cells, str(len(runs))])} |")
         lines.append("")
-    return (
-        "\n".join([*lines, "Percent, mean ± standard deviation over seeds, of the epoch that each run keeps."]) + "\n"
-    )
+    return "\n".join([*lines, NOTE]) + "\n"
 
 
 def _percent(values: Sequence[float]) -> str:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 ENOUGH = 5  # pictures from which on a label is called weak
 WEAK = 5  # labels that are named
 ROWS = 1000  # of the table, at most
-PROVENANCE = ("fingerprint", "git", "python", "machine", "versions")
 PAGE = Path(__file__).parent / "page"
 NO_DATA = "The data set is not where the run found it: no pictures. python -m engine.report RUN --data DIR shows them."
 

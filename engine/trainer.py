@@ -1,10 +1,10 @@
-"""The training loop: steps, epochs, validation, checkpoints."""
+"""The training loop: steps, epochs, validation, and when state is saved (engine.saved)."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.answers import Stopped, mean_loss, predict_part
-from engine.checkpoint import Checkpoints, load_checkpoint, newest_checkpoint, remove_remains
 from engine.config import Config
 from engine.device import Placement
 from engine.final_report import write_figures
@@ -24,6 +23,7 @@ from engine.model import InceptionResNetV1
 from engine.ranks import ALONE, STALLED, Ranks
 from engine.report import write_page
 from engine.run import Run
+from engine.saved import Progress, Saved
 from engine.scalars import Scalars, unless_full
 from engine.schedule import learning_rate
 from engine.step import WARM_UP, Step
@@ -39,32 +39,6 @@ SHOW_EVERY = 10  # steps between looks at the loss, which wait for the device
 MOST_IN_A_ROW = 10  # skipped updates
 MOST_SKIPPED = 0.05  # of an epoch's batches, if more than MOST_IN_A_ROW
 NAMED = 8  # pictures of a skipped update that a line names
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a run is; with the tensors of the checkpoint, all its state.
-
-    Attributes:
-        epoch, step: the next step, `step` counted in the epoch.
-        best_loss: lowest validation loss.
-        stale: epochs since then.
-        seconds: training and validation so far.
-        waited: seconds of this epoch's steps so far spent waiting for pictures.
-        stepping: seconds of this epoch's steps so far, waiting included.
-        skipped: batches of this epoch whose update was skipped.
-        in_a_row: updates skipped since the last that was made.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    best_loss: float = math.inf
-    stale: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    stepping: float = 0.0
-    skipped: int = 0
-    in_a_row: int = 0
 
 
 class OutOfMemory(Exception):  # noqa: N818 -- what is wrong is the batch, and is told as that
@@ -142,7 +116,7 @@ class Trainer:
         if ranks.rank:
             torch.manual_seed(config.seed + (ranks.rank << 32))  # of dropout, which is not to be the same on all
         self.progress = Progress()
-        self.checkpoints = Checkpoints(run)
+        self.saved = Saved(run, self.step, dataset.labels, ranks)
         self.lines: list[dict[str, Any]] = []  # of metrics.jsonl
         self.memory = None if device.type == "cuda" else picture_memory(config.picture_memory, ranks.beside)
         self._recent: list[tuple[int, Tensor]] = []  # step and rows of each update since the last look
@@ -164,7 +138,7 @@ class Trainer:
             say(f"epochs trained already: {done}; the report is made anew, --epochs N goes on")
         batches = self.stream().batches(at.epoch * self.steps + at.step)
         try:
-            while at.epoch < self.config.epochs and not self.stale():
+            while at.epoch < self.config.epochs and not at.stopped_early(self.config.patience):
                 began = time.perf_counter()
                 with bar(f"epoch {at.epoch + 1}/{self.config.epochs}") as advance:
                     self._train_epoch(batches, advance, began)
@@ -172,23 +146,19 @@ class Trainer:
                 if self.memory is not None and at.epoch == began_at + 1:
                     say(self.memory.summary(len(self.plan.rows)))
         except Stopped:
-            self.save()
+            self.saved.save(at)
             raise
         finally:
             self.watchdog.moved("writing checkpoints")
             if scalars is not None:
                 scalars.close()
-            self.checkpoints.finish()
+            self.saved.finish()
         self._final_report()  # stopped there, nothing is saved: last.pt is whole
 
     def stream(self) -> PictureStream:
         """The training pictures from the first step on."""
         spec = self.placement.spec(self.config.image_size)
         return training_stream(self.dataset.root, self.dataset.files, self.plan, spec, self.memory)
-
-    def stale(self) -> bool:
-        """Whether early stopping ends the run."""
-        return self.config.patience is not None and self.progress.stale >= self.config.patience
 
     def _train_epoch(self, batches: Iterator[Batch], advance: Advance, began: float) -> None:
         at, every = self.progress, self.config.checkpoint_steps
@@ -203,7 +173,7 @@ class Trainer:
                 advance(at.step, self.steps, self._figures())
             if at.step // every > before // every and at.step < self.steps:
                 self._look()
-                self.save()
+                self.saved.save(at)
 
     def take_step(self, batches: Iterator[Batch]) -> None:
         """One step of the optimizer, with the batches that it takes.
@@ -323,8 +293,8 @@ class Trainer:
         self._write_epoch(line, scalars)
         if best and self.ranks.first:
             with self.evaluated():
-                self.checkpoints.save(self._network(), self.run.best)
-        self.save()
+                self.saved.save_best(at)
+        self.saved.save(at)
         say(
             f"epoch {at.epoch}/{self.config.epochs}  train loss {line['train_loss']:.4f}  "
             f"val loss {line['val_loss']:.4f}  micro-F1 {line['micro_f1']:.4f}  macro-F1 {line['macro_f1']:.4f}  "
@@ -405,7 +375,7 @@ class Trainer:
 
     def _final_report(self) -> None:
         """Figures, thresholds and page of the best epoch on validation."""
-        weights, epoch = self.ranks.from_first(self._best)
+        weights, epoch = self.ranks.from_first(self.saved.best)
         config, labels = self.config, self.dataset.labels
         network = InceptionResNetV1(len(labels), config.width, config.dropout, config.block8)
         network.load_state_dict(weights)
@@ -424,98 +394,12 @@ class Trainer:
         except Exception as error:  # the run is whole without its page, whatever kept it from being drawn
             say(f"report.html could not be made: {error}; python -m engine.report {self.run.folder} tries again")
 
-    def save(self) -> None:
-        """Leaves all state to the writer of last.pt; every rank has to call it."""
-        cuda = self.placement.device.type == "cuda"
-        own = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if cuda else None}
-        everyone = self.ranks.gather(own)
-        if self.ranks.first:
-            self.checkpoints.save({**self._network(), **self.step.state(), "rng": everyone}, self.run.last)
-
-    def _network(self) -> dict[str, Any]:
-        """What best.pt holds."""
-        return {
-            "model": self.model.state_dict(),
-            "labels": list(self.dataset.labels),
-            "progress": asdict(self.progress),
-        }
-
     def restore(self) -> None:
         """Goes on from the newest usable checkpoint; a run without one starts at the beginning.
 
         Raises:
             InputError: damaged checkpoints, or those of another run or other labels.
         """
-        state = self.ranks.from_first(self._newest)
-        if state is None:
-            return
-        try:
-            self._take_over(state)
-        except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
-            if isinstance(error, InputError):
-                raise
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{self.run.last}: not a checkpoint of this run: {said}") from None
-        # Better told now than after the last epoch.
-        if self.progress.epoch and not self.ranks.from_first(self._has_best):
-            self.progress.best_loss, self.progress.stale = math.inf, 0
-        self.lines = self.ranks.from_first(self._lines_so_far)
-
-    def _newest(self) -> dict[str, Any] | None:
-        remove_remains(self.run)
-        state = newest_checkpoint(self.run)
-        if state is None:
-            self.run.write_metrics([])
-        return state
-
-    def _lines_so_far(self) -> list[dict[str, Any]]:
-        lines = [line for line in self.run.metric_lines() if line["epoch"] <= self.progress.epoch]
-        self.run.write_metrics(lines)
-        return lines
-
-    def _take_over(self, state: dict[str, Any]) -> None:
-        if tuple(state["labels"]) != self.dataset.labels:
-            raise InputError(f"{self.run.last}: was trained for other labels than the data set has")
-        self.model.load_state_dict(state["model"])
-        self.step.restore(state)
-        self.progress = Progress(**state["progress"])
-        if self.ranks.rank < len(state["rng"]):  # a rank more than before goes on with the seed of its own
-            own = state["rng"][self.ranks.rank]
-            torch.set_rng_state(own["cpu"])
-            if own["cuda"] is not None and self.placement.device.type == "cuda":
-                torch.cuda.set_rng_state(own["cuda"])
-
-    def _has_best(self) -> bool:
-        """Whether best.pt is whole; if not, an epoch that is still to come is to be the best.
-
-        Raises:
-            InputError: it is not, and no epoch is to come; or it is another run's.
-        """
-        try:
-            best = load_checkpoint(self.run.best)
-        except InputError as error:
-            if self.progress.epoch >= self.config.epochs or self.stale():
-                raise
-            say(f"{error}; the best of the epochs that follow takes its place")
-            return False
-        self._weights_of(best)
-        return True
-
-    def _best(self) -> tuple[dict[str, Tensor], int]:
-        """Weights and epoch that best.pt holds.
-
-        Raises:
-            InputError: it is missing, damaged, or another run's.
-        """
-        return self._weights_of(load_checkpoint(self.run.best))
-
-    def _weights_of(self, best: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
-        own = self.model.state_dict()
-        try:
-            weights, epoch = best["model"], int(best["progress"]["epoch"])
-            fits = {name: t.shape for name, t in weights.items()} == {name: t.shape for name, t in own.items()}
-        except (KeyError, TypeError, ValueError, AttributeError):
-            fits = False
-        if not fits:
-            raise InputError(f"{self.run.best}: not a checkpoint of this run")
-        return weights, epoch
+        found = self.saved.restore()
+        if found is not None:
+            self.progress, self.lines = found

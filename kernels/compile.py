@@ -1,7 +1,10 @@
 """`python -m kernels.compile`: every kernel for GPUs that need not be there, and what its machine code shows."""
 
+import contextlib
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -91,8 +94,22 @@ def show(results: "Sequence[Resources]") -> "Table":
     return table
 
 
+def _parse() -> Arguments:
+    """The command line; leaves with status 2 and one line where it does not fit."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(Arguments, prog="python -m kernels.compile")
+    except SystemExit as leaving:
+        if leaving.code:  # the parser has put its reason into a box, between the rules below the title
+            reason = " ".join(re.findall("[^│╮\\s]+", re.split("[─-]{8,}", said.getvalue())[1]))
+            print(f"error: {reason} (python -m kernels.compile --help lists the options)", file=sys.stderr)
+        raise
+
+
 def main() -> int:
-    given = tyro.cli(Arguments, prog="python -m kernels.compile")
+    """Parses the command line, compiles and prints the table; the exit status."""
+    given = _parse()
     from rich.console import Console
 
     from kernels.variants import VARIANTS  # which brings torch
@@ -102,6 +119,9 @@ def main() -> int:
     if unknown or not given.arch or not names:
         option, takes = ("--arch", ARCHITECTURES) if names else ("--only", tuple(VARIANTS))
         print(f"error: {option} takes {'; '.join(map(str, takes))}", file=sys.stderr)
+        return 2
+    if given.json is not None and not given.json.parent.is_dir():  # told now, not after minutes
+        print(f"error: --json {given.json}: no such folder", file=sys.stderr)
         return 2
     results = examine_all(names, given.arch)
     Console(width=None if sys.stdout.isatty() else 160).print(show(results))

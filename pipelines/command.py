@@ -7,8 +7,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from itertools import pairwise, takewhile
 from typing import TextIO, TypeVar
 
 import tyro
@@ -33,8 +33,13 @@ PLAIN = (
 Arguments = TypeVar("Arguments")
 
 
-def parse(arguments: type[Arguments], prog: str) -> Arguments:
+def parse(arguments: type[Arguments], prog: str, words: Sequence[str] | None = None) -> Arguments:
     """The command line as a dataclass.
+
+    Args:
+        arguments: the dataclass.
+        prog: what is typed to start the command.
+        words: what follows it; by default what this process was started with.
 
     Raises:
         InputError: a command line that does not fit.
@@ -43,7 +48,7 @@ def parse(arguments: type[Arguments], prog: str) -> Arguments:
     try:
         with contextlib.redirect_stderr(said):
             try:
-                return tyro.cli(arguments, prog=prog)
+                return tyro.cli(arguments, prog=prog, args=words)
             finally:
                 sys.stdout.flush()
     except BrokenPipeError:  # --help | head: whoever reads no further has read enough
@@ -56,13 +61,12 @@ def parse(arguments: type[Arguments], prog: str) -> Arguments:
 
 
 def _in_a_line(box: str) -> str:
-    """What the parser says in a box of several lines, up to its first rule or list, and the option it has in mind."""
+    """What the parser says in a box of several lines, up to its first rule or list, and the option it has in mind.
+
+    The title is in the upper edge of the box or, where standard output does not take such letters, above a rule.
+    """
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    kept = []
-    for line in lines:
-        if not line or line.startswith(("─", "╰")):
-            break
-        kept.append(line)
+    kept = list(takewhile(lambda line: line.strip("-─╰╯"), lines[lines[0].startswith("--" * 8) :]))
     meant = next(
         (after.split()[0].rstrip(",") for before, after in pairwise(lines) if before == "Perhaps you meant:"), None
     )

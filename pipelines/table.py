@@ -83,7 +83,7 @@ def _label_column(table: Columns) -> str | None:
     if known:
         return next(column for column in known if column not in zero_one)
     raise InputError(
-        f"train.csv: no column of labels among {', '.join(map(repr, table.header[1:]))}; "
+        f"{table.path}: no column of labels among {', '.join(map(repr, table.header[1:]))}; "
         f"call it 'labels', or give one 0/1 column a label"
     )
 
@@ -120,7 +120,7 @@ def _meaning(table: Columns, label: str) -> dict[str, bool]:
     if None in meaning.values():
         row = next(i for i, cell in enumerate(table.cells[label]) if meaning[cell] is None)
         raise InputError(
-            f"{table.path.name}: column {label!r} is a label and may hold 0 and 1 only; "
+            f"{table.path}: column {label!r} is a label and may hold 0 and 1 only; "
             f"line {table.lines[row]} has {table.cells[label][row]!r}; correct it, or take the column out of the table"
         )
     return {cell: bool(said) for cell, said in meaning.items()}
@@ -129,9 +129,9 @@ def _meaning(table: Columns, label: str) -> dict[str, bool]:
 def _labels_by_name(
     root: Path, tables: dict[str, Columns], column: str
 ) -> tuple[tuple[str, ...], dict[str, list[frozenset[str]]]]:
-    for split, table in tables.items():
+    for table in tables.values():
         if column not in table.header:
-            raise InputError(f"{split}.csv: column {column!r} is missing; train.csv has its labels there")
+            raise InputError(f"{table.path}: column {column!r} is missing; train.csv has its labels there")
     cells = {split: table.cells[column] for split, table in tables.items()}
     everything = [cell for values in cells.values() for cell in values]
     separator = next((mark for mark in "|;," if any(mark in cell for cell in everything)), None)
@@ -156,7 +156,8 @@ def _labels_by_name(
             if not row <= known:
                 unknown = sorted(row - known)[0]
                 where = "labels.txt" if fixed.is_file() else "train.csv"
-                raise InputError(f"{split}.csv: {picture} has the label {unknown!r}, which {where} does not have")
+                path = tables[split].path
+                raise InputError(f"{path}: {picture} has the label {unknown!r}, which {where} does not have")
     return labels, names
 
 
@@ -168,11 +169,11 @@ def _labels_by_column(
     for split, table in tables.items():
         missing = [label for label in labels if label not in table.header]
         if missing:
-            raise InputError(f"{split}.csv: column {missing[0]!r} is missing; it is a label in train.csv")
+            raise InputError(f"{table.path}: column {missing[0]!r} is missing; it is a label in train.csv")
         if split != "train":
             unknown = [column for column in _zero_one_columns(table) if column not in tables["train"].header]
             if unknown:
-                raise InputError(f"{split}.csv: column {unknown[0]!r} is unknown; train.csv does not have it")
+                raise InputError(f"{table.path}: column {unknown[0]!r} is unknown; train.csv does not have it")
         meanings = [_meaning(table, label) for label in labels]
         kinds: dict[tuple[str, ...], frozenset[str]] = {}  # far fewer than rows
         names[split] = []

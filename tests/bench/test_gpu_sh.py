@@ -33,7 +33,7 @@ def test_dry_run_starts_every_part() -> None:
 @pytest.mark.parametrize(
     ("command", "why"),
     [
-        ("engine.train --no-such-option 1", "exit status 2"),
+        ("engine.train --no-such-option 1", "exit status 2, Unrecognized options: --no-such-option, 1 ("),
         ("engine.infer model.onnx photos --device tpu", "exit status 2"),
         ("engine.no_such_module", "ModuleNotFoundError: No module named 'engine.no_such_module'"),
         ("engine.train --epochs 3 --amp", None),

@@ -1,10 +1,12 @@
 """The model of many GPUs: what it must say whatever its numbers are."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from bench.scale import H200, all_reduce, simulate, table
+from engine.model import InceptionResNetV1
 
 
 def test_a_sum_over_one_process_costs_nothing_and_grows_with_their_number() -> None:
@@ -32,6 +34,13 @@ def test_slow_storage_is_what_is_waited_for() -> None:
     slow = replace(H200, storage=1e9)
     read = simulate(slow, 64, 32, overlapped=False, decoded=False)
     assert read.step == pytest.approx(64 * 32 * slow.stored / slow.storage, rel=0.02)
+
+
+def test_the_network_that_is_modelled_is_ours() -> None:
+    """Weights of the study's network, and the page's table is what the model says now."""
+    weights = sum(p.numel() for p in InceptionResNetV1(20).parameters())
+    assert H200.weights == pytest.approx(4 * weights, rel=0.005)
+    assert table(H200) in (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
 
 
 def test_table_has_a_row_a_count() -> None:

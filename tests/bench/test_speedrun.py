@@ -1,6 +1,7 @@
 """The race of two presets: the clock stands while a network is looked at, and the figures are those of the outcomes."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +101,18 @@ def test_a_race_can_be_stopped(table: Make, tmp_path: Path) -> None:
     trainer = Trainer(config, dataset, decide("cpu", False, "off"), Run(tmp_path), lambda: next(asked))
     with pytest.raises(Stopped):
         race(trainer, 1e9)
+
+
+def test_the_status_says_which_signal_stopped_it(table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in engine.train: what a batch scheduler sends is not Ctrl-C."""
+
+    def stopped(*_: object) -> float:
+        signal.raise_signal(signal.SIGTERM)
+        raise Stopped
+
+    monkeypatch.setattr(module, "_pace", stopped)
+    arguments = Arguments(data=table(), out=tmp_path / "out", **TINY)  # type: ignore[arg-type]
+    assert speedrun(arguments) == 128 + signal.SIGTERM
 
 
 def test_the_whole_command(table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,8 +104,18 @@ def test_a_long_table_is_folded(write: Write) -> None:
 
 
 def test_several_files_are_one_table(write: Write) -> None:
-    together = read_summary([write(ROWS[:3], "a.json"), write(ROWS[3:], "b.json")])
-    assert together.cases == read_summary([write()]).cases
+    together, alone = read_summary([write(ROWS[:3], "a.json"), write(ROWS[3:], "b.json")]), read_summary([write()])
+    assert (together.cases, together.when) == (alone.cases, alone.when)
+
+
+def test_figures_of_several_revisions_name_them_all(write: Write) -> None:
+    """A reader can check out what was measured, and is told where that is not all."""
+    first, second = write(ROWS[:3], "a.json"), write(ROWS[3:], "b.json")
+    content = json.loads(second.read_text())
+    content |= {"commit_info": {"id": "fedcba9876543210", "dirty": True}, "datetime": "2026-11-27T08:00:00+00:00"}
+    second.write_text(json.dumps(content))
+    when = "2026-11-26 and 2026-11-27, revisions 0123456789ab and fedcba987654 with changes"
+    assert read_summary([first, second]).when == when
 
 
 @pytest.mark.parametrize(

@@ -261,9 +261,9 @@ def test_a_page_that_cannot_be_drawn_costs_nothing(
 
     monkeypatch.setattr(reporting, "_page", broken)
     trainer = trainer_of(read_dataset(table(), val_fraction=0.25), tmp_path / "run")
-    trainer.checkpoints.save(trainer._network(), trainer.run.best)
-    trainer.save()
-    trainer.checkpoints.finish()
+    trainer.saved.save_best(trainer.progress)
+    trainer.saved.save(trainer.progress)
+    trainer.saved.finish()
     trainer._final_report()
     run = trainer.run
     assert all(path.exists() for path in (run.last, run.best, run.report, run.thresholds, run.validation))

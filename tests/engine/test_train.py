@@ -451,9 +451,9 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(
         raise RuntimeError("PytorchStreamWriter failed writing file")
 
     monkeypatch.setattr("torch.save", full)
-    trainer.save()
+    trainer.saved.save(trainer.progress)
     with pytest.raises(InputError, match=r"last.pt: cannot be written: is the disk full\?"):
-        trainer.checkpoints.finish()
+        trainer.saved.finish()
     assert trainer.run.last.read_bytes() == before
     assert not [path for path in trainer.run.last.parent.iterdir() if path.name.startswith(".")]
 
@@ -495,7 +495,7 @@ def test_a_full_disk_does_not_stop_training(
                 for name in ("torch.save", "engine.run.Run.write_metrics", "engine.scalars.Scalars._open"):
                     patch.setattr(name, full)
             finish(*given)
-            for write in trainer.checkpoints._writes.values():
+            for write in trainer.saved.checkpoints._writes.values():
                 write.result()
 
     monkeypatch.setattr(trainer, "_finish_epoch", finish_first)

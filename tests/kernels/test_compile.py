@@ -136,14 +136,22 @@ def test_command(tmp_path: Path) -> None:
     [
         (("--arch", "70"), "error: --arch takes 80; 90; 100; 120\n"),
         (("--only", "?"), "error: --only takes residual_add"),
+        (("--" + 40 * "a", "--" + 40 * "b"), f"error: Unrecognized options: --{40 * 'a'}, --{40 * 'b'} (python -m "),
+        (("--json", "nowhere/table.json"), "error: --json nowhere/table.json: no such folder\n"),
+        (("--arch", "x"), "error: Error parsing --arch: Could not find valid parse for arguments: ['x'] ("),
     ],
 )
 def test_wrong_command(
     arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """One line."""
     monkeypatch.setattr(sys, "argv", ["kernels.compile", *arguments])
-    assert main() == 2
-    assert capsys.readouterr().err.startswith(message)
+    with pytest.raises(SystemExit) as left:
+        sys.exit(main())
+    said = capsys.readouterr()
+    assert (left.value.code, said.out) == (2, "")
+    assert said.err.startswith(message)
+    assert said.err.count("\n") == 1
 
 
 class Launches(TorchDispatchMode):

@@ -100,3 +100,11 @@ def test_help_whose_reader_goes_away_is_no_error() -> None:
     line = f"set -o pipefail; {sys.executable} -m pipelines.preview --help | true"
     answer = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stderr) == (0, "")
+
+
+def test_a_terminal_without_the_letters_of_a_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser draws another box there; the line stays what it is."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    answer = run("-m", "pipelines.preview", "data", "--image-sise", "96")
+    assert answer.stderr.startswith("error: Unrecognized options: --image-sise, 96; --image-size? (")
+    assert answer.stderr.count("\n") == 1

@@ -272,6 +272,7 @@ def test_bad_tables_are_told_in_a_line(table: Make, tables: dict[str, str], word
     with pytest.raises(InputError) as error:
         read_table(root)
     assert words in str(error.value)
+    assert str(error.value).startswith(f"{root}/")  # the one among all folders of a user
     assert "\n" not in str(error.value)
 
 
