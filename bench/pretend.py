@@ -158,10 +158,13 @@ def gpu(arch: int = 90) -> Iterator[None]:
 
 
 @contextmanager
-def launches(arch: int = 90) -> Iterator["Launches"]:
+def launches(arch: int = 90, compiles: bool = True) -> Iterator["Launches"]:
     """As `gpu`; a launch of a Triton kernel compiles it for this GPU, if it is the first of its kind, and that is all.
 
     Nothing is there before, on disk or in the process, and nothing is left.
+
+    Args:
+        compiles: False to note what would be compiled, by Triton's key, and leave it at that.
     """
     seen, launch = Launches(), JITFunction.run
     kept: list[tuple[Any, Any]] = []
@@ -177,9 +180,16 @@ def launches(arch: int = 90) -> Iterator["Launches"]:
         seen.kernels.add((self.__name__, kernel.hash))
         return kernel
 
+    def note(self: Any, key: str, signature: Any, device: int, *_: Any) -> Any:
+        kernel = self.device_caches[device][0][key] = SimpleNamespace(hash=key)
+        return kernel
+
     with gpu(arch), tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
         triton.knobs.cache.dir = folder
-        with mock.patch.object(JITFunction, "run", compile_only):
+        with ExitStack() as stack:
+            stack.enter_context(mock.patch.object(JITFunction, "run", compile_only))
+            if not compiles:
+                stack.enter_context(mock.patch.object(JITFunction, "_do_compile", note))
             try:
                 yield seen
             finally:
@@ -194,7 +204,7 @@ class Launches:
 
     Attributes:
         launched: how often.
-        kernels: name and hash of each different kernel.
+        kernels: name and hash of each different kernel, or its key.
         seconds: spent on compiling them and looking them up.
     """
 

@@ -28,7 +28,7 @@ def to_onnx(network: InceptionResNetV1, size: int, half: bool = False, any_size:
     folded = FoldedNetwork(network, torch.float16 if half else torch.float32, Letterbox(size) if any_size else None)
     batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
     given = (2, size + 1, size + 2, 3) if any_size else (2, size, size, 3)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():  # with gradients to think of, tracing takes a third more
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             folded.eval(),

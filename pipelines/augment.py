@@ -85,29 +85,13 @@ def fused(image: Any, matrix: Any, colour: Any, spec: PictureSpec) -> Any:
 
 @cache
 def _fused_operator(size: int, bfloat16: bool) -> Any:
-    """One operator for all pipelines of a process: DALI compiles what surrounds the kernel anew for each operator."""
     from nvidia.dali import types
-    from nvidia.dali.plugin.numba import NumbaFunction
 
-    from pipelines.fused import draw_bfloat16, draw_float32
+    from pipelines import fused
 
-    kernel: Any = draw_bfloat16 if bfloat16 else draw_float32
-
-    def run(out: Any, image: Any, matrix: Any, colour: Any) -> None:
-        kernel(out, image, matrix, colour)
-
-    def shape(outs: Any, ins: Any) -> None:
-        for i in range(len(outs[0])):
-            outs[0][i][0], outs[0][i][1], outs[0][i][2] = size, size, 3
-
-    return NumbaFunction(
-        run,
-        setup_fn=shape,
-        in_types=[types.UINT8, types.FLOAT, types.FLOAT],
-        ins_ndim=[3, 2, 2],
-        out_types=[types.UINT16 if bfloat16 else types.FLOAT],
-        outs_ndim=[3],
-    )
+    run = fused.run_bfloat16 if bfloat16 else fused.run_float32
+    made = types.UINT16 if bfloat16 else types.FLOAT
+    return _operator(run, fused.shapes_of_draws(size), [types.UINT8, types.FLOAT, types.FLOAT], [3, 2, 2], made)
 
 
 def fit(image: Any, size: int) -> Any:
@@ -120,21 +104,30 @@ def fit(image: Any, size: int) -> Any:
 @cache
 def _fit_operator(size: int) -> Any:
     from nvidia.dali import types
+
+    from pipelines import fused
+
+    return _operator(fused.run_fit, fused.shapes_of_fit(size), [types.UINT8], [3], types.UINT8)
+
+
+def _operator(run: Any, setup: Any, in_types: list[Any], ins_ndim: list[int], out_type: Any) -> Any:
+    """DALI's operator for functions of `pipelines.fused`; what comes out has three dimensions."""
     from nvidia.dali.plugin.numba import NumbaFunction
 
-    from pipelines.fused import fit, fitted_shape
+    from pipelines.fused import RUN, SETUP, machine_code
 
-    def run(out: Any, image: Any) -> None:
-        fit(out, image)
+    class Compiled(NumbaFunction):
+        """What DALI would compile in each process anew is there already."""
 
-    def shape(outs: Any, ins: Any) -> None:
-        for i in range(len(outs[0])):
-            height, width = fitted_shape(ins[0][i][0], ins[0][i][1], size)
-            outs[0][i][0], outs[0][i][1], outs[0][i][2] = height, width, 3
+        codes = machine_code(RUN, run), machine_code(SETUP, setup)  # which last as long as the class does
 
-    return NumbaFunction(
-        run, setup_fn=shape, in_types=[types.UINT8], ins_ndim=[3], out_types=[types.UINT8], outs_ndim=[3]
-    )
+        def _get_run_fn_cpu(self, *_: object) -> Any:
+            return self.codes[0].address
+
+        def _get_setup_fn_cpu(self, _: object) -> Any:
+            return self.codes[1].address
+
+    return Compiled(run, [out_type], in_types, [3], ins_ndim, setup)
 
 
 def separate(image: Any, matrix: Any, colour: Any, size: int) -> Any:

@@ -10,14 +10,19 @@ DALI calls it from its own threads, without the interpreter lock. A picture goes
 and none of these is written to memory as a picture of its own, but the shrunk one. The three channels of a pixel share
 a 64-bit integer, 21 bits each: a product with a weight is one multiplication. Positions are rounded to 1/256 pixel.
 `augment.separate` draws the same picture, within rounding, with DALI's own operators.
+
+DALI's numba plugin would compile what leads from its pointers to arrays anew in each process, four seconds an operator.
+Here that too is kept on the disk: `machine_code` of the functions at the end.
 """
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from numba import njit
+from numba import carray, cfunc, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from pipelines.augment import MEAN, STD
@@ -306,3 +311,95 @@ def fit(out: Pixels, image: Pixels) -> None:
         for x in range(out.shape[1]):
             for k in range(3):
                 out[y, x, k] = np.uint8((packed[y, x] >> np.uint64(21 * k)) & np.uint64(255))
+
+
+# How DALI calls, all pointers being numbers. For what comes out, and again for what goes in: rows of pointers to data
+# and to shapes, numbers of dimensions, length of the rows.
+RUN = types.void(*2 * [types.uint64, types.uint64, types.uint64, types.int32])
+# The same without data, and the number of pictures; a row holds a pointer a picture.
+SETUP = types.void(*2 * [types.uint64, types.uint64, types.int32], types.int32)
+
+
+def machine_code(signature: Any, function: Callable[..., None]) -> Any:
+    """What DALI can call: `address` is that of the code as long as this is referred to. Kept on the disk by numba."""
+    return cfunc(signature, cache=True)(function)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(_context: Any, _number: Any) -> Any:
+    """A number as a pointer."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.uint64), generate
+
+
+@compiled
+def _row(pointers: int, length: int) -> NDArray[np.uint64]:
+    row: NDArray[np.uint64] = carray(_pointer(pointers), length, np.uint64)
+    return row
+
+
+@compiled
+def _shape(pointer: int) -> NDArray[np.int64]:
+    shape: NDArray[np.int64] = carray(_pointer(pointer), 3, np.int64)
+    return shape
+
+
+@compiled
+def _image(data: int, shapes: int) -> Pixels:
+    """The first of the row, bytes [H, W, 3]."""
+    shape = _shape(_row(shapes, 1)[0])
+    image: Pixels = carray(_pointer(_row(data, 1)[0]), (shape[0], shape[1], 3), np.uint8)
+    return image
+
+
+@compiled
+def _numbers(data: int) -> tuple[Matrix, Matrix]:
+    """The second and third of the row: matrix and colour."""
+    row = _row(data, 3)
+    return carray(_pointer(row[1]), (2, 3), np.float32), carray(_pointer(row[2]), (3, 4), np.float32)
+
+
+def run_fit(outs: int, out_shapes: int, _o: int, _n: int, ins: int, in_shapes: int, _i: int, _m: int) -> None:
+    fit(_image(outs, out_shapes), _image(ins, in_shapes))
+
+
+def run_float32(outs: int, out_shapes: int, _o: int, _n: int, ins: int, in_shapes: int, _i: int, _m: int) -> None:
+    size = _shape(_row(out_shapes, 1)[0])[0]
+    matrix, colour = _numbers(ins)
+    out = carray(_pointer(_row(outs, 1)[0]), (size, size, 3), np.float32)
+    draw_float32(out, _image(ins, in_shapes), matrix, colour)
+
+
+def run_bfloat16(outs: int, out_shapes: int, _o: int, _n: int, ins: int, in_shapes: int, _i: int, _m: int) -> None:
+    size = _shape(_row(out_shapes, 1)[0])[0]
+    matrix, colour = _numbers(ins)
+    out = carray(_pointer(_row(outs, 1)[0]), (size, size, 3), np.uint16)
+    draw_bfloat16(out, _image(ins, in_shapes), matrix, colour)
+
+
+def shapes_of_fit(size: int) -> Callable[..., None]:
+    """Tells DALI the shapes of what `run_fit` makes of a batch."""
+
+    def setup(out_shapes: int, _o: int, _n: int, in_shapes: int, _i: int, _m: int, pictures: int) -> None:
+        outs, ins = _row(out_shapes, pictures), _row(in_shapes, pictures)
+        for i in range(pictures):
+            out, image = _shape(outs[i]), _shape(ins[i])
+            out[0], out[1] = fitted_shape(image[0], image[1], size)
+            out[2] = 3
+
+    return setup
+
+
+def shapes_of_draws(size: int) -> Callable[..., None]:
+    """Tells DALI the shapes of what `run_float32` and `run_bfloat16` make of a batch."""
+
+    def setup(out_shapes: int, _o: int, _n: int, _in_shapes: int, _i: int, _m: int, pictures: int) -> None:
+        outs = _row(out_shapes, pictures)
+        for i in range(pictures):
+            out = _shape(outs[i])
+            out[0], out[1], out[2] = size, size, 3
+
+    return setup

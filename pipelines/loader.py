@@ -144,7 +144,7 @@ class PictureStream:
             num_threads=self.spec.threads,
             device_id=self.spec.device_id if gpu else None,
             prefetch_queue_depth=PREFETCH,
-            enable_conditionals=True,
+            enable_conditionals=remembers,
         )
         pipeline = define(_graph)(source, inputs, augmented, self.spec, self._packed())
         pipeline.build()

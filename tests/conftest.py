@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -34,22 +35,22 @@ def picture(seed: int, width: int = 60, height: int = 40) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def make_table(root: Path, train: str | None = None, pictures: int = 24, **tables: str) -> Path:
+    """A folder in the table layout: train.csv of the given text, or of three labels, and the pictures it names."""
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    for i in range(pictures):
+        picture(i).save(root / "images" / f"{i}.jpg")
+    rows = "".join(f"{i}.jpg,{'cat' if i % 2 else 'dog'}{' bird' if i % 3 == 0 else ''}\n" for i in range(pictures))
+    (root / "train.csv").write_text("image,labels\n" + rows if train is None else train)
+    for name, text in tables.items():
+        (root / f"{name}.csv").write_text(text)
+    return root
+
+
 @pytest.fixture
 def table(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a folder in the table layout: train.csv of the given text and the pictures it names."""
-
-    def make(train: str | None = None, pictures: int = 24, **tables: str) -> Path:
-        root = tmp_path / "data"
-        (root / "images").mkdir(parents=True, exist_ok=True)
-        for i in range(pictures):
-            picture(i).save(root / "images" / f"{i}.jpg")
-        rows = "".join(f"{i}.jpg,{'cat' if i % 2 else 'dog'}{' bird' if i % 3 == 0 else ''}\n" for i in range(pictures))
-        (root / "train.csv").write_text("image,labels\n" + rows if train is None else train)
-        for name, text in tables.items():
-            (root / f"{name}.csv").write_text(text)
-        return root
-
-    return make
+    """`make_table` in the test's own folder."""
+    return partial(make_table, tmp_path / "data")
 
 
 @pytest.fixture

@@ -68,10 +68,11 @@ def test_a_target_that_is_not_reached_counts_as_never() -> None:
     assert medians([found[0], found[1], found[1]])["ratio"] == 0.2
 
 
-def test_looks_change_nothing(table: Make, tmp_path: Path) -> None:
+def test_looks_change_nothing(table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A raced network is that of engine.train, whatever it was looked at; the last batch is the last that was asked."""
+    monkeypatch.setattr("engine.trainer.write_page", lambda *_: None)
     dataset = read_dataset(table(), val_fraction=0.25)
-    config = resolve("paper", {**TINY, "epochs": 2})
+    config = resolve("paper", {**TINY, "epochs": 2, "sampling": "uniform"})
 
     def trainer(name: str) -> Trainer:
         run = Run(tmp_path / name)
@@ -117,15 +118,17 @@ def test_the_status_says_which_signal_stopped_it(table: Make, tmp_path: Path, mo
 def test_the_whole_command(table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """JSON and picture; paper, then fast for a quarter of its time and for all of it."""
     monkeypatch.setattr("engine.pace.TIMED", 2)
+    monkeypatch.setattr("engine.pace.WARM", 1)
+    monkeypatch.setattr(module, "LOOKS", 4)
     root = table()
     text = (root / "train.csv").read_text().splitlines()
     (root / "train.csv").write_text("\n".join(text[:17]) + "\n")
     (root / "val.csv").write_text("\n".join([text[0], *text[17:]]) + "\n")
     out = tmp_path / "out"
-    arguments = Arguments(data=root, out=out, seeds=2, epochs=3, **TINY)  # type: ignore[arg-type]
+    arguments = Arguments(data=root, out=out, seeds=2, epochs=2, **TINY)  # type: ignore[arg-type]
     assert speedrun(arguments) == 0
     found = json.loads((out / "speedrun.json").read_text())
-    assert found["configs"]["paper"]["epochs"] == 3
+    assert found["configs"]["paper"]["epochs"] == 2
     assert [found["configs"][name]["preset"] for name in ("paper", "fast")] == ["paper", "fast"]
     assert [list(seed["runs"]) for seed in found["races"]] == [["paper", "sprint", "fast"]] * 2
     for run in (run for seed in found["races"] for run in seed["runs"].values()):

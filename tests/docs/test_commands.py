@@ -1,6 +1,5 @@
 """What the pages tell to type works: each command and block of Python is run at a small size, or says why it is not."""
 
-import copy
 import importlib
 import io
 import json
@@ -21,11 +20,11 @@ import onnx
 import pytest
 import tyro
 
-from engine.to_onnx import to_onnx
 from pipelines.command import main
 from pipelines.read import read_layout
 from tests.conftest import picture
 from tests.docs.pages import INLINE, PAGES, ROOT, Block, blocks, commands, prose, table
+from tests.translation import translating_once
 
 COMMANDS = commands()
 
@@ -36,7 +35,7 @@ SMALL = {
     "bench.speedrun": {"--epochs": "1", "--image-size": "75", "--width": "0.125", "--batch-size": "8", "--seeds": "1"},
 }
 
-TRANSLATIONS: dict[tuple[bool, bool], Any] = {}
+translated = translating_once()
 MINUTES, GPU = "takes minutes", "wants a GPU"
 COLLECTED = "tests and benchmarks: paths, markers and options are looked up"
 # Commands that no test of this file runs, with the reason. Each is parsed as it stands by the command that it names.
@@ -182,14 +181,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.trainer.write_page", lambda *_: None)
     monkeypatch.setattr("engine.ablate._train", in_this_process)
     monkeypatch.setattr("engine.to_onnx.to_onnx", translated)
-
-
-def translated(network: Any, size: int, half: bool, any_size: bool) -> Any:
-    """In place of to_onnx: what it made the first time, since all that is exported here is one network."""
-    key = (half, any_size)
-    if key not in TRANSLATIONS:
-        TRANSLATIONS[key] = to_onnx(network, size, half, any_size)
-    return copy.deepcopy(TRANSLATIONS[key])
 
 
 def in_this_process(line: list[str], _stopped: object) -> int:

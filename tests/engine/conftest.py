@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from engine.checkpoint import save_checkpoint
 from engine.config import resolve
@@ -13,9 +14,11 @@ from engine.model import InceptionResNetV1
 from engine.run import Run, write_json
 from pipelines.read import read_dataset
 from tests.conftest import picture
+from tests.translation import translating_once
 
 SIZE, WIDTH = 80, 0.125
 LABELS = ("bird", "cat", "dog")
+translated = translating_once()  # of the network of `trained_run`
 
 
 def looks_trained(labels: int, width: float, seed: int = 0) -> InceptionResNetV1:
@@ -63,15 +66,20 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The ONNX file of the run in a precision, exported when it is first asked for."""
-    folder = tmp_path_factory.mktemp("exported")
+def exported(
+    trained_run: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Callable[..., Path]:
+    """The ONNX file of the run in a precision, exported when any of the processes that test first asks for it."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if hasattr(pytestconfig, "workerinput") else own) / "exported"
+    folder.mkdir(exist_ok=True)
 
     def file(precision: str = "fp32", any_size: bool = False) -> Path:
         out = folder / f"{precision}-{any_size}.onnx"
-        if not out.exists():
-            with pytest.MonkeyPatch.context() as patch:
+        with FileLock(f"{out}.lock"), pytest.MonkeyPatch.context() as patch:
+            if not out.exists():
                 patch.setenv("MANYLABEL_CACHE", str(folder / "cache"))
+                patch.setattr("engine.to_onnx.to_onnx", translated)
                 arguments = Arguments(
                     run=trained_run,
                     out=out,

@@ -11,7 +11,7 @@ from tests.engine.answers import Answers, answers
 
 
 @given(answers())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_each_draw_is_what_scikit_learn_makes_of_the_rows_drawn(case: Answers) -> None:
     probabilities, targets = case
     (got,) = resampled(probabilities, targets, (0.5,), draws=3, seed=5)
@@ -41,7 +41,7 @@ def drawn(case: Answers, draws: int = 200, seed: int = 0) -> Resampled:
 
 
 @given(answers())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_intervals_lie_between_0_and_1_and_depend_on_the_seed_alone(case: Answers) -> None:
     found, again = (drawn(case, 50).intervals(scores(*case).map) for _ in range(2))
     for name, interval in found.items():

@@ -54,7 +54,7 @@ def test_two_processes_answer_as_one(
 ) -> None:
     """Started by torchrun, to whom a photograph that cannot be read is no reason to start again."""
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
-    line = [exported(), album] if verb == "infer" else [trained_run]
+    line = [exported(), album] if verb == "infer" else [trained_run, "--draws", "9"]
     line += ["--device", "cpu", "--out"]
     torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "-m"]
     for out, start in ((one, []), (two, torchrun)):

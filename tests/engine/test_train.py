@@ -7,8 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,17 @@ from engine.config import Config, resolve
 from engine.device import decide
 from engine.run import Run, write_json
 from engine.train import Arguments, train
+from engine.train import main as training
 from engine.trainer import Trainer
 from pipelines.dataset import Dataset
 from pipelines.errors import InputError
 from pipelines.loader import Batch, training_stream
 from pipelines.read import read_dataset
+from tests.conftest import make_table
 
 Make = Callable[..., Path]
 TINY = {"image_size": 75, "width": 0.125, "batch_size": 4, "epochs": 2, "device": "cpu"}
+SMALL = {"batch_size": 4, "image_size": 75, "width": 0.125}
 TIMES = {"seconds", "images_per_s", "data_wait_fraction"}
 
 
@@ -59,15 +63,41 @@ def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float
     return state["model"], lines, json.loads(run.report.read_text())
 
 
-@pytest.fixture
-def dataset(table: Make) -> Dataset:
-    return read_dataset(table(), val_fraction=0.25)
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """18 pictures to train on, 6 to validate on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANYLABEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return read_dataset(make_table(tmp_path_factory.mktemp("data")), val_fraction=0.25)
+
+
+@pytest.fixture(autouse=True)
+def page() -> Iterator[Callable[[], None]]:
+    """No run draws its page, which takes seconds, before this is called."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("engine.trainer.write_page", lambda *_: None)
+    yield patch.undo
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def whole(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run with an optimizer that nothing happened to, trained when it is first asked for."""
+
+    @cache
+    def of(optimizer: str) -> Path:
+        folder = tmp_path_factory.mktemp("whole") / optimizer
+        trainer_of(dataset, folder, optimizer=optimizer).fit()
+        return folder
+
+    return of
 
 
 @pytest.mark.parametrize(("stop_at", "optimizer"), [(0, "adam"), (3, "muon"), (7, "adam")])
-def test_resuming_ends_bit_identical(dataset: Dataset, tmp_path: Path, stop_at: int, optimizer: str) -> None:
+def test_resuming_ends_bit_identical(
+    dataset: Dataset, whole: Callable[[str], Path], tmp_path: Path, stop_at: int, optimizer: str
+) -> None:
     """Stopped before the first step, inside the first epoch, and in its validation or after it."""
-    trainer_of(dataset, tmp_path / "whole", optimizer=optimizer).fit()
     stopped = trainer_of(dataset, tmp_path / "parts", stop_at, optimizer=optimizer)
     with pytest.raises(Stopped):
         stopped.fit()
@@ -75,7 +105,7 @@ def test_resuming_ends_bit_identical(dataset: Dataset, tmp_path: Path, stop_at: 
     again.restore()
     assert asdict(again.progress) == asdict(stopped.progress)
     again.fit()
-    (weights, lines, report), (weights_2, lines_2, report_2) = outcome(tmp_path / "whole"), outcome(tmp_path / "parts")
+    (weights, lines, report), (weights_2, lines_2, report_2) = outcome(whole(optimizer)), outcome(tmp_path / "parts")
     assert weights.keys() == weights_2.keys()
     assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
     assert lines == lines_2
@@ -159,9 +189,10 @@ def test_the_average_is_what_is_validated_and_kept(dataset: Dataset, tmp_path: P
     assert not torch.equal(kept["logits.weight"], last["model"]["logits.weight"])
 
 
-def test_a_checkpoint_inside_an_epoch_is_written_and_resumed(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_checkpoint_inside_an_epoch_is_written_and_resumed(
+    dataset: Dataset, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
     """As after a power cut: what is on the disk is the periodic checkpoint, not one made on leaving."""
-    trainer_of(dataset, tmp_path / "whole").fit()
     cut = trainer_of(dataset, tmp_path / "cut", checkpoint_steps=3)
     steps = []
     original = cut.step.update
@@ -179,7 +210,7 @@ def test_a_checkpoint_inside_an_epoch_is_written_and_resumed(dataset: Dataset, t
     again.restore()
     assert again.progress.step == 3
     again.fit()
-    weights, weights_2 = outcome(tmp_path / "whole")[0], outcome(tmp_path / "cut")[0]
+    weights, weights_2 = outcome(whole("adam"))[0], outcome(tmp_path / "cut")[0]
     assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
 
 
@@ -222,7 +253,7 @@ def test_two_steps_of_the_study_s_configuration(dataset: Dataset, tmp_path: Path
     """320×320, width 1, all of `paper` but its batch."""
     run = Run(tmp_path)
     run.last.parent.mkdir(parents=True)
-    config = resolve("paper", {"batch_size": 8, "device": "cpu"})
+    config = resolve("paper", {"batch_size": 2, "device": "cpu"})
     trainer = Trainer(config, dataset, decide("cpu", False, "off"), run, lambda: False)
     before = trainer.model.logits.weight.detach().clone()
     batches = training_stream(dataset.root, dataset.files, trainer.plan, trainer.placement.spec(320)).batches()
@@ -246,14 +277,16 @@ def test_mixed_precision_steps(dataset: Dataset, tmp_path: Path, kind: torch.dty
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
-def test_loss_falls_on_a_set_that_can_be_learnt_by_heart(dataset: Dataset, tmp_path: Path) -> None:
-    trainer = trainer_of(dataset, tmp_path, epochs=24, augment=False, dropout=0.0, lr=0.002)
-    trainer.fit()
-    losses = [line["train_loss"] for line in Run(tmp_path).metric_lines()]
+def test_loss_falls_on_a_set_that_can_be_learnt_by_heart(table: Make, tmp_path: Path) -> None:
+    """9 pictures, 36 steps."""
+    dataset, run = read_dataset(table(pictures=12), val_fraction=0.25), tmp_path / "run"
+    trainer_of(dataset, run, epochs=12, augment=False, dropout=0.0, lr=0.005, sampling="uniform").fit()
+    losses = [line["train_loss"] for line in Run(run).metric_lines()]
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_a_run_s_folder(table: Make, tmp_path: Path) -> None:
+def test_a_run_s_folder(table: Make, tmp_path: Path, page: Callable[[], None]) -> None:
+    page()
     root, out = table(), tmp_path / "run"
     arguments = Arguments(data=root, out=out, preset="demo", epochs=1, batch_size=4, image_size=75, width=0.125)
     assert train(arguments) == 0
@@ -293,8 +326,11 @@ def test_a_run_s_folder(table: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["corel5k", "coco96", "voc20"])
-def test_real_photographs_train(photographs: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_photographs_train(
+    photographs: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, page: Callable[[], None]
+) -> None:
     """Two steps of each layout; whole epochs are for people."""
+    page()
     monkeypatch.setattr("pipelines.loader.TrainingPlan.steps", lambda self: 2)
     arguments = Arguments(data=photographs / name, out=tmp_path, preset="demo", epochs=1, batch_size=4, width=0.125)
     if name == "corel5k":
@@ -314,13 +350,18 @@ def test_unusable_checkpoints(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "nowhere")
 
 
-@pytest.fixture
-def finished(table: Make, tmp_path: Path) -> Path:
-    """The folder of a run of one epoch."""
-    out = tmp_path / "run"
-    arguments = Arguments(data=table(), out=out, preset="demo", epochs=1, batch_size=4, image_size=75, width=0.125)
-    assert train(arguments) == 0
+@pytest.fixture(scope="module")
+def of_one_epoch(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one epoch by the command."""
+    out = tmp_path_factory.mktemp("of one epoch") / "run"
+    assert train(Arguments(data=dataset.root, out=out, preset="demo", epochs=1, **SMALL)) == 0  # type: ignore[arg-type]
     return out
+
+
+@pytest.fixture
+def finished(of_one_epoch: Path, tmp_path: Path) -> Path:
+    """A copy of it, to do something to."""
+    return shutil.copytree(of_one_epoch, tmp_path / "run")
 
 
 def test_a_damaged_run_is_told(finished: Path) -> None:
@@ -432,11 +473,13 @@ def test_a_damaged_best_network_is_made_anew(
 
 
 def test_a_full_disk_does_not_stop_training(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    dataset: Dataset,
+    whole: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Full for the whole first epoch; what could not be written then is written after the second."""
-    whole = trainer_of(dataset, tmp_path / "whole")
-    whole.fit()
     trainer = trainer_of(dataset, tmp_path / "full")
     finish = trainer._finish_epoch
 
@@ -457,7 +500,7 @@ def test_a_full_disk_does_not_stop_training(
     said = capsys.readouterr().out
     for name in ("metrics.jsonl", "tensorboard", "best.pt"):
         assert f"{name}: cannot be written: No space left on device; training goes on" in said
-    (weights, lines, report), (weights_2, lines_2, report_2) = outcome(tmp_path / "whole"), outcome(tmp_path / "full")
+    (weights, lines, report), (weights_2, lines_2, report_2) = outcome(whole("adam")), outcome(tmp_path / "full")
     assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
     assert (lines, report) == (lines_2, report_2)
 
@@ -513,12 +556,24 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_bad_command_lines(arguments: list[str], words: str) -> None:
-    answer = command(*arguments)
+def test_bad_command_lines(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["engine.train", *arguments])
+    with pytest.raises(SystemExit) as leaving:
+        main(training)
+    assert leaving.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert words in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_process_ends_with_one_line() -> None:
+    """Nothing that is loaded on the way says anything."""
+    answer = command("--data", "/no/such/folder", "--preset", "demo")
     assert answer.returncode == 2
-    assert answer.stderr.startswith("error: ")
-    assert words in answer.stderr
-    assert answer.stderr.count("\n") == 1
+    assert answer.stderr.splitlines() == ["error: /no/such/folder: no such folder"]
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -19,7 +19,7 @@ from triton.compiler import ASTSource
 
 from engine.model import InceptionResNetV1
 from kernels.batch_norm_triton import grid_of
-from kernels.compile import ARCHITECTURES, shortcomings
+from kernels.compile import ARCHITECTURES, main, shortcomings
 from kernels.machine_code import Resources, Variant, examine, typed, widest
 from kernels.variants import VARIANTS
 
@@ -119,13 +119,10 @@ def test_widest_access(sass: str, load: int, store: int) -> None:
     assert (widest(sass, "LDG|LDGSTS"), widest(sass, "STG|STGSTS")) == (load, store)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "kernels.compile", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 def test_command(tmp_path: Path) -> None:
-    done = run("--arch", "80", "--only", "loss backward", "--json", str(tmp_path / "table.json"))
+    options = ["--arch", "80", "--only", "loss backward", "--json", str(tmp_path / "table.json")]
+    command = [sys.executable, "-m", "kernels.compile", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "loss backward" in done.stdout
     rows = json.loads((tmp_path / "table.json").read_text())
@@ -144,12 +141,16 @@ def test_command(tmp_path: Path) -> None:
         (("--arch", "x"), "error: Error parsing --arch: Could not find valid parse for arguments: ['x'] ("),
     ],
 )
-def test_wrong_command(arguments: tuple[str, ...], message: str) -> None:
-    """One line."""
-    done = run(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(message)
-    assert done.stderr.count("\n") == 1
+def test_wrong_command(
+    arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["kernels.compile", *arguments])
+    with pytest.raises(SystemExit) as leaving:
+        sys.exit(main())
+    said = capsys.readouterr()
+    assert (leaving.value.code, said.out) == (2, "")
+    assert said.err.startswith(message)
+    assert said.err.count("\n") == 1
 
 
 class Launches(TorchDispatchMode):

@@ -14,7 +14,7 @@ from nvidia.dali import Pipeline, fn, ops, types
 from pipelines import augment
 from pipelines.augment import MEAN, STD, PictureSpec, fused, letterbox, normalise, picture_graph, separate
 from pipelines.draws import BRIGHTNESS, CONTRAST, HUE, Draws, colour_matrix, draw
-from pipelines.fused import _filter
+from pipelines.fused import RUN, SETUP, _filter, machine_code, run_fit, shapes_of_draws
 
 Picture = NDArray[np.uint8]
 STILL = np.eye(2, 3, dtype=np.float32)[None], np.eye(3, 4, dtype=np.float32)[None]
@@ -199,3 +199,10 @@ def test_every_operator_has_a_gpu_kernel(augmented: bool) -> None:
     for name, device in after:
         assert device == "gpu"
         assert name in ops.gpu_ops(), f"{name} has no GPU kernel"
+
+
+def test_code_is_compiled_once_for_all_processes() -> None:
+    """Whatever DALI calls is on the disk, for each size of picture its own."""
+    for signature, function in ((RUN, run_fit), (SETUP, shapes_of_draws(75)), (SETUP, shapes_of_draws(76))):
+        machine_code(signature, function)
+        assert machine_code(signature, function).cache_hits == 1

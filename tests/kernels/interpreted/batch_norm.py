@@ -189,7 +189,7 @@ def test_what_rounds_to_zero_has_no_gradient(dtype: torch.dtype) -> None:
 
 def test_offsets_past_32_bits() -> None:
     """A slice of a map of 2.2e9 elements, of which only what is touched takes memory: 32-bit offsets would leave it."""
-    rows, pitch = 2100, 2**20
+    rows, pitch = 132, 2**24
     assert rows * pitch > 2**31
     holes = os.memfd_create("map")
     wide = torch.from_file(f"/proc/self/fd/{holes}", shared=True, size=rows * pitch, dtype=torch.float16)
