@@ -24,7 +24,6 @@ from pipelines.command import main
 from pipelines.read import read_layout
 from tests.conftest import picture
 from tests.docs.pages import INLINE, PAGES, ROOT, Block, blocks, commands, prose, table
-from tests.translation import translating_once
 
 COMMANDS = commands()
 
@@ -35,7 +34,6 @@ SMALL = {
     "bench.speedrun": {"--epochs": "1", "--image-size": "75", "--width": "0.125", "--batch-size": "8", "--seeds": "1"},
 }
 
-translated = translating_once()
 MINUTES, GPU = "takes minutes", "wants a GPU"
 COLLECTED = "tests and benchmarks: paths, markers and options are looked up"
 # Commands that no test of this file runs, with the reason. Each is parsed as it stands by the command that it names.
@@ -149,7 +147,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(place)
         line = ["--data", "DIR", "--out", "RUN", "--preset", "demo", "--checkpoint-steps", "1"]
         assert run("engine.train", small("engine.train", line)) == 0
-        patch.setattr("engine.to_onnx.to_onnx", translated)
         assert run("engine.export", ["RUN"]) == 0
     shutil.copy(place / "RUN" / "model.onnx", place / "model.onnx")
     shutil.copy(place / "RUN" / "checkpoints" / "best.pt", place / "FILE")
@@ -166,8 +163,8 @@ def place(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What measures does so once, a study's runs need no processes, a network is translated once.
+def quick(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What measures does so once, a study's runs need no processes, the network was translated to ONNX already.
 
     The prepared run has had its page drawn; so does engine.report.
     """
@@ -180,7 +177,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"engine.{name}", value)
     monkeypatch.setattr("engine.trainer.write_page", lambda *_: None)
     monkeypatch.setattr("engine.ablate._train", in_this_process)
-    monkeypatch.setattr("engine.to_onnx.to_onnx", translated)
+    monkeypatch.setattr("engine.to_onnx.to_onnx", lambda *_: onnx.load(prepared / "model.onnx"))
 
 
 def in_this_process(line: list[str], _stopped: object) -> int:

@@ -24,7 +24,7 @@ from engine.to_onnx import to_onnx
 from engine.trained import load_trained
 from pipelines.errors import InputError
 from pipelines.read import read_dataset
-from tests.engine.conftest import LABELS, SIZE, looks_trained, translated
+from tests.engine.conftest import LABELS, SIZE, looks_trained
 
 Exported = Callable[..., Path]
 STANDARD = {"", "ai.onnx"}
@@ -149,9 +149,13 @@ def test_a_file_that_answers_otherwise_is_not_written(
 
 
 def test_int8_that_costs_too_much_keeps_its_first_layer_and_then_is_refused(
-    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    exported: Exported,
+    trained_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("engine.to_onnx.to_onnx", translated)
+    monkeypatch.setattr("engine.to_onnx.to_onnx", lambda *_: onnx.load(exported()))
     with pytest.raises(InputError, match=r"int8 costs .* points of micro-F1, more than -100; .* nothing was written"):
         export(Arguments(run=trained_run, out=tmp_path / "m.onnx", precision="int8", max_f1_loss=-100))
     said = capsys.readouterr().out

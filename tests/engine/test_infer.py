@@ -1,14 +1,16 @@
 """Classifying as a user starts it, and as a function: rows for all, whole files, one line for what is wrong."""
 
 import csv
+import importlib
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -48,21 +50,32 @@ def run(file: Path, *paths: Path | str, **options: object) -> int:
     return infer(Arguments(file=file, paths=tuple(map(str, paths)), device="cpu", batch_size=4, **options))  # type: ignore[arg-type]
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As torchrun starts processes: with other numbers of threads sums round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("verb", ["infer", "evaluate"])
 def test_two_processes_answer_as_one(
-    exported: Exported, trained_run: Path, album: Path, tmp_path: Path, verb: str
+    exported: Exported, trained_run: Path, album: Path, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Started by torchrun, to whom a photograph that cannot be read is no reason to start again."""
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
     line = [exported(), album] if verb == "infer" else [trained_run, "--draws", "9"]
     line += ["--device", "cpu", "--out"]
-    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "-m"]
-    for out, start in ((one, []), (two, torchrun)):
-        command = [sys.executable, "-m", *start, f"engine.{verb}", *map(str, line), str(out)]
-        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun has it: sums of other threads round otherwise
-        root = Path(__file__).parents[2]
-        done = subprocess.run(command, cwd=root, env=one_thread, capture_output=True, text=True)
-        assert done.returncode == (11 if verb == "infer" and out is one else 0), done.stderr
+    monkeypatch.setattr(sys, "argv", [verb, *map(str, line), str(one)])
+    with one_thread():
+        assert importlib.import_module(f"engine.{verb}").main() == (11 if verb == "infer" else 0)
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [*start, f"engine.{verb}", *map(str, line), str(two)], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
     assert one.read_bytes() == two.read_bytes()
 
 

@@ -146,10 +146,10 @@ def test_wrong_command(
 ) -> None:
     """One line."""
     monkeypatch.setattr(sys, "argv", ["kernels.compile", *arguments])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as leaving:
         sys.exit(main())
     said = capsys.readouterr()
-    assert (left.value.code, said.out) == (2, "")
+    assert (leaving.value.code, said.out) == (2, "")
     assert said.err.startswith(message)
     assert said.err.count("\n") == 1
 
