@@ -117,7 +117,7 @@ def _operator(run: Any, setup: Any, in_types: list[Any], ins_ndim: list[int], ou
     from pipelines.fused import RUN, SETUP, machine_code
 
     class Compiled(NumbaFunction):
-        """What DALI would compile in each process anew is there already."""
+        """What DALI would compile in each process anew is there already. By two methods of DALI 2.4's own."""
 
         codes = machine_code(RUN, run), machine_code(SETUP, setup)  # which last as long as the class does
 

@@ -41,8 +41,12 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
-    """To machine code without the interpreter lock; kept on the disk by numba."""
-    machine_code: Function = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")(function)
+    """To machine code without the interpreter lock; kept on the disk by numba, where it finds a place."""
+    options = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    try:
+        machine_code: Function = njit(cache=True, **options)(function)
+    except RuntimeError:  # neither this folder nor the user's cache can be written
+        machine_code = njit(**options)(function)
     return machine_code
 
 
@@ -313,16 +317,19 @@ def fit(out: Pixels, image: Pixels) -> None:
                 out[y, x, k] = np.uint8((packed[y, x] >> np.uint64(21 * k)) & np.uint64(255))
 
 
-# How DALI calls, all pointers being numbers. For what comes out, and again for what goes in: rows of pointers to data
-# and to shapes, numbers of dimensions, length of the rows.
+# How DALI 2.4 calls, all pointers being numbers. For what comes out, and again for what goes in: rows of pointers to
+# data and to shapes, numbers of dimensions, length of the rows.
 RUN = types.void(*2 * [types.uint64, types.uint64, types.uint64, types.int32])
 # The same without data, and the number of pictures; a row holds a pointer a picture.
 SETUP = types.void(*2 * [types.uint64, types.uint64, types.int32], types.int32)
 
 
 def machine_code(signature: Any, function: Callable[..., None]) -> Any:
-    """What DALI can call: `address` is that of the code as long as this is referred to. Kept on the disk by numba."""
-    return cfunc(signature, cache=True)(function)
+    """What DALI can call: `address` is that of the code as long as this is referred to. Kept on the disk as above."""
+    try:
+        return cfunc(signature, cache=True)(function)
+    except RuntimeError:
+        return cfunc(signature)(function)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

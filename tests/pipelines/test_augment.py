@@ -14,7 +14,7 @@ from nvidia.dali import Pipeline, fn, ops, types
 from pipelines import augment
 from pipelines.augment import MEAN, STD, PictureSpec, fused, letterbox, normalise, picture_graph, separate
 from pipelines.draws import BRIGHTNESS, CONTRAST, HUE, Draws, colour_matrix, draw
-from pipelines.fused import RUN, SETUP, _filter, machine_code, run_fit, shapes_of_draws
+from pipelines.fused import RUN, SETUP, _filter, compiled, machine_code, run_fit, shapes_of_draws
 
 Picture = NDArray[np.uint8]
 STILL = np.eye(2, 3, dtype=np.float32)[None], np.eye(3, 4, dtype=np.float32)[None]
@@ -206,3 +206,11 @@ def test_code_is_compiled_once_for_all_processes() -> None:
     for signature, function in ((RUN, run_fit), (SETUP, shapes_of_draws(75)), (SETUP, shapes_of_draws(76))):
         machine_code(signature, function)
         assert machine_code(signature, function).cache_hits == 1
+
+
+def test_without_a_place_for_code_it_is_compiled_all_the_same() -> None:
+    """As where neither the project's folder nor the user's cache can be written: numba finds no place for these."""
+    functions: dict[str, Any] = {}
+    exec("def seven(): return 7", functions)
+    assert compiled(functions["seven"])() == 7
+    assert machine_code(SETUP, eval("lambda a, b, c, d, e, f, g: None")).address
