@@ -1,7 +1,7 @@
 """JPEG files to measure with: real photographs where they are there, else drawn ones of the same size."""
 
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2] / "shared" / "datasets"
 DRAWN = 32  # different ones
 # Where photographs are, and width and height of what is drawn in their place.
 PLACES = {"study": ("study/data", 320, 240), "coco96": ("coco96/*", 640, 480)}
+FOLDERS: list[TemporaryDirectory[str]] = []  # of what was drawn; referred to so that they stay
 
 
 def photographs(place: str, count: int) -> tuple[str, list[str]]:
@@ -22,8 +23,9 @@ def photographs(place: str, count: int) -> tuple[str, list[str]]:
 
 
 def drawn(width: int, height: int) -> list[str]:
-    """Paths of new files in a temporary folder: coarse colours under a grain, as hard to decode as photographs."""
-    folder, rng = Path(mkdtemp(prefix="manylabel-bench-")), np.random.default_rng(0)
+    """Paths of files, there until the process ends: coarse colours under a grain, as hard to decode as photographs."""
+    FOLDERS.append(TemporaryDirectory(prefix="manylabel-bench-"))
+    folder, rng = Path(FOLDERS[-1].name), np.random.default_rng(0)
     names = []
     for i in range(DRAWN):
         coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((width, height))

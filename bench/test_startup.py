@@ -29,8 +29,13 @@ PROCESSES = {
     "import torch": ("-c", "import torch"),
     **{f"{name} --help": ("-m", name, "--help") for name in COMMANDS},
 }
-# Whose network takes the step, and the package that it needs.
-NETWORKS = {OURS: "torch", "plain": "torch", "facenet-pytorch": "facenet_pytorch", "timm inception_resnet_v2": "timm"}
+# Whose network takes the step, and the packages that it needs.
+NETWORKS: dict[str, tuple[str, ...]] = {
+    OURS: (),
+    "plain": (),
+    "facenet-pytorch": ("facenet_pytorch", "requests"),
+    "timm inception_resnet_v2": ("timm",),
+}
 NOT_QUICK = "not in the quick form"
 
 
@@ -59,8 +64,9 @@ def first_steps(quick: bool) -> Timed:
     def make(name: str) -> Call:
         if quick and name not in (OURS, "plain"):
             pytest.skip(NOT_QUICK)
-        if find_spec(NETWORKS[name]) is None:
-            raise ModuleNotFoundError(name=NETWORKS[name])
+        for package in NETWORKS[name]:
+            if find_spec(package) is None:
+                raise ModuleNotFoundError(name=package)
         if name == OURS:
             return process("-c", "from bench.steps import our_step; our_step(96, 4)()")
         step = f"peer_step(PEERS[{name!r}], 96, 4, {DEVICE!r}, {PLACEMENT.amp})"
