@@ -278,11 +278,11 @@ def test_mixed_precision_steps(dataset: Dataset, tmp_path: Path, kind: torch.dty
 
 
 def test_loss_falls_on_a_set_that_can_be_learnt_by_heart(table: Make, tmp_path: Path) -> None:
-    """9 pictures, 36 steps."""
+    """9 pictures, all in each of 8 steps."""
     dataset, run = read_dataset(table(pictures=12), val_fraction=0.25), tmp_path / "run"
-    trainer_of(dataset, run, epochs=12, augment=False, dropout=0.0, lr=0.005, sampling="uniform").fit()
+    trainer_of(dataset, run, epochs=8, batch_size=9, augment=False, dropout=0.0, lr=0.005, sampling="uniform").fit()
     losses = [line["train_loss"] for line in Run(run).metric_lines()]
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.3 * losses[0]
 
 
 def test_a_run_s_folder(table: Make, tmp_path: Path, page: Callable[[], None]) -> None:
