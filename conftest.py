@@ -9,7 +9,8 @@ BENCH = Path(__file__).parent / "bench"
 MOST = 8  # processes, each of a gigabyte and more
 
 if os.environ.pop("PYTEST_XDIST_WORKER", None):  # lest benchmarks that a test starts think they were one of several
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # more would wait for each other's cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # more would wait for each other's cores, and idle ones take them
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

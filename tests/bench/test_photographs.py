@@ -11,12 +11,15 @@ from bench.photographs import photographs
 
 def test_drawn_in_place_of_photographs_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ROOT", tmp_path / "missing")
-    monkeypatch.setattr(module, "mkdtemp", lambda prefix: str(tmp_path))
+    monkeypatch.setattr(module, "FOLDERS", [])
     monkeypatch.setattr(module, "DRAWN", 2)
     source, files = photographs("coco96", 5)
     assert source == "drawn"
     assert [Path(file).name for file in files] == ["0.jpg", "1.jpg", "0.jpg", "1.jpg", "0.jpg"]
     assert Image.open(files[0]).size == (640, 480)
+    for folder in module.FOLDERS:  # as they go with the process
+        folder.cleanup()
+    assert not Path(files[0]).exists()
 
 
 def test_photographs_again_where_there_are_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

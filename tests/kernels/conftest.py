@@ -23,7 +23,7 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def threads() -> Iterator[None]:
     """Two at least: work is shared as it is where people train, whatever the environment says of threads."""
     before = torch.get_num_threads()
