@@ -24,19 +24,22 @@ class Letterbox(nn.Module):
         height, width = images.shape[1], images.shape[2]
         sides = torch.full((1,), height, dtype=torch.float64), torch.full((1,), width, dtype=torch.float64)
         scale = torch.minimum(self.size / sides[0], self.size / sides[1])
-        rows = self._weights(torch.arange(height), sides[0], scale)
-        columns = self._weights(torch.arange(width), sides[1], scale)
+        # DALI rounds in float32, which decides about sides that end at half a pixel.
+        size = torch.full((1,), self.size, dtype=torch.float32)  # a number would be divided as times the reciprocal
+        single = torch.minimum(size / sides[0].float(), size / sides[1].float())
+        shown = [torch.floor((side.float() * single).double() + 0.5).clamp(min=1) for side in sides]
+        rows = self._weights(torch.arange(height), sides[0], shown[0], scale)
+        columns = self._weights(torch.arange(width), sides[1], shown[1], scale)
         pixels = images.permute(0, 3, 1, 2).to(torch.float32)
         resized = torch.matmul(torch.matmul(rows, pixels), columns.transpose(0, 1))
         return torch.floor(resized + 0.5).clamp(0, 255)
 
-    def _weights(self, pixel: Tensor, side: Tensor, scale: Tensor) -> Tensor:
-        """[size, side]: of each pixel in each row of the output; `side` and `scale` are float64 [1].
+    def _weights(self, pixel: Tensor, side: Tensor, shown: Tensor, scale: Tensor) -> Tensor:
+        """[size, side]: of each pixel in each row of the output, `shown` of which show some; all float64 [1].
 
         A triangle filter as wide as an output pixel when shrinking, and as an input pixel when enlarging; the outermost
         pixels stand for what lies beyond them. The rounded output keeps the scale: it is laid around the middle.
         """
-        shown = torch.floor(side * scale + 0.5).clamp(min=1)
         place = torch.arange(self.size).double() - torch.floor((self.size - shown + 1) / 2)
         centre = (place + 0.5 - shown / 2) / scale + side / 2
         radius = torch.clamp(1 / scale, min=1)

@@ -160,8 +160,9 @@ def _to_picture(shape: Any, matrix: Any, size: int) -> Any:
     from nvidia.dali import fn, math
 
     sides = fn.stack(shape[1], shape[0])
-    step = math.max(shape[0], shape[1]) / float(size)
-    letterboxed = math.floor(sides / step + 0.5)
+    longest = math.max(shape[0], shape[1])
+    step = longest / float(size)
+    letterboxed = math.floor(sides * (float(size) / longest) + 0.5)
     middle = math.floor((size + 1.0 - letterboxed) / 2.0) + letterboxed / 2.0
     return fn.transforms.combine(
         matrix,

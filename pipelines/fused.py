@@ -17,6 +17,7 @@ Here that too is kept on the disk: `machine_code` of the functions at the end.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,9 +41,9 @@ HALF_UNIT = np.uint64(4096 | 4096 << 21 | 4096 << 42)
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
-def compiled(function: Function) -> Function:
+def compiled(function: Function, fastmath: bool = True) -> Function:
     """To machine code without the interpreter lock; kept on the disk by numba, where it finds a place."""
-    options = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    options = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
     try:
         machine_code: Function = njit(cache=True, **options)(function)
     except RuntimeError:  # neither this folder nor the user's cache can be written
@@ -135,10 +136,14 @@ def _shrunk(image: Pixels, height: int, width: int) -> Packed:
     return out
 
 
-@compiled
+@partial(compiled, fastmath=False)
 def _fitted(length: int, longest: int, size: int) -> int:
-    """Length of a side once the longer side has `size` pixels."""
-    return max(1, math.floor(length * size / longest + 0.5))
+    """Length of a side once the longer side has `size` pixels.
+
+    In float32 step by step, as DALI's resize has it: of a side that ends at half a pixel the rounding decides.
+    """
+    length_at_scale = np.float32(length) * (np.float32(size) / np.float32(longest))
+    return max(1, math.floor(np.float64(length_at_scale) + 0.5))
 
 
 @compiled

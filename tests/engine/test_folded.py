@@ -55,6 +55,8 @@ def letterboxed(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 @example(2000, 3, 96, 0)
 @example(427, 640, 320, 0)
 @example(1, 1, 75, 0)
+@example(96, 192, 121, 0)  # both end at half a pixel, which DALI rounds up here
+@example(45, 90, 121, 0)  # and down here
 def test_letterbox_in_the_graph_is_the_pipelines(height: int, width: int, size: int, seed: int) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     expected = letterboxed(image, size).astype(int)

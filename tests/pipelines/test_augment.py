@@ -109,13 +109,24 @@ def test_maps_that_end_nowhere(matrix: list[list[float]]) -> None:
         assert not ours.any()
 
 
-@pytest.mark.parametrize(("height", "width"), [(128, 96), (85, 128), (300, 400), (333, 500)])
-def test_a_map_that_moves_nothing_gives_the_letterboxed_picture(height: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (128, 96, 128),
+        (85, 128, 128),
+        (300, 400, 128),
+        (333, 500, 128),
+        (96, 192, 121),  # ends at half a pixel, which DALI rounds up
+        (81, 162, 121),  # and down
+        (144, 120, 75),
+    ],
+)
+def test_a_map_that_moves_nothing_gives_the_letterboxed_picture(height: int, width: int, size: int) -> None:
     """Training sees the very square that validation and inference see, where nothing is drawn."""
     still, boxed = run(
         [photograph(height, width)],
         STILL,
-        lambda i, m, c: (fused(i, m, c, PictureSpec(128)), letterbox(i, 128)),
+        lambda i, m, c: (fused(i, m, c, PictureSpec(size)), letterbox(i, size)),
     )
     assert np.abs(still * STD + MEAN - boxed).max() <= 1
 
