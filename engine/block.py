@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from kernels import batch_norm, batch_norm_ranks, conv1x1
+from kernels import batch_norm_ranks, conv1x1
+from kernels.batch_norm import own_backward, own_forward
 from kernels.batch_norm_triton import of_each
 from kernels.launch import past_dispatcher
-from kernels.maps import slices
 
 # Autograd asks nothing of them here: the backward pass is written out.
-_normalize, _normalize_backward = past_dispatcher(batch_norm.forward), past_dispatcher(batch_norm.backward)
 _join, _join_backward = past_dispatcher(conv1x1.forward), past_dispatcher(conv1x1.backward)
 _product, _input_gradient = past_dispatcher(conv1x1.scaled_product), past_dispatcher(conv1x1.input_gradient)
 
@@ -99,11 +98,11 @@ class _Norms:
         half = len(running) // 2
         own = [running[i] for i in units] + [running[half + i] for i in units]
         options = (self.training, self.plan.eps, True, 1.0, joined)
-        ys, statistics = batch_norm_ranks.forward(_normalize, self.group, xs, weights, biases, own, None, *options)
+        ys, statistics = batch_norm_ranks.forward(own_forward, self.group, xs, weights, biases, own, None, *options)
         means, spreads = of_each(xs, statistics, own, self.training)
         self.mean.update(zip(units, means, strict=True))
         self.spread.update(zip(units, spreads, strict=True))
-        parts = [ys[0][:, part] for part in slices(xs)] if joined else ys
+        parts = ys[0].split_with_sizes([x.shape[1] for x in xs], 1) if joined else ys
         self.out.update(zip(units, parts, strict=True))
         return ys, statistics
 
@@ -113,9 +112,9 @@ class _Norms:
         vectors = [[of[i] for i in units] for of in (self.weights, self.biases, self.mean, self.spread)]
         grad_xs: list[Tensor]
         own: Sequence[Any] = (*vectors, self.training, self.plan.eps, True, False, 1.0, joined)
-        grad_xs, sums, _ = batch_norm_ranks.backward(_normalize_backward, self.group, grads, xs, ys, *own)
-        for i, part in zip(units, slices(xs), strict=True):
-            self.grad_bias[i], self.grad_weight[i] = sums[0, part], sums[1, part]
+        grad_xs, sums, _ = batch_norm_ranks.backward(own_backward, self.group, grads, xs, ys, *own)
+        for i, part in zip(units, sums.split_with_sizes([x.shape[1] for x in xs], 1), strict=True):
+            self.grad_bias[i], self.grad_weight[i] = part.unbind()
         return grad_xs
 
 
@@ -154,12 +153,13 @@ def _forward(
     def normalize(units: Sequence[int], joined: bool) -> list[Tensor]:
         ys, statistics = norms.forward(units, given.running, joined)
         if training:
-            parts = slices([norms.raw[i] for i in units])
-            found.update({i: statistics[:, part] for i, part in zip(units, parts, strict=True)})
+            found.update(
+                zip(units, statistics.split_with_sizes([norms.weights[i].shape[0] for i in units], 1), strict=True)
+            )
         return ys
 
     h = conv2d(x, given.head)
-    norms.raw.update(enumerate(torch.split(h, [len(norms.weights[b]) for b in branches], 1)))
+    norms.raw.update(enumerate(h.split_with_sizes([norms.weights[b].shape[0] for b in branches], 1)))
     normalize([b for b in branches if plan.chains[b]], joined=False)
     for b in branches:
         units = plan.units[b]
@@ -202,18 +202,18 @@ def _backward(
     edges = pairwise(accumulate(sizes, initial=0))
     convs, weights, biases, raws, outs, means, spreads = (saved[a:b] for a, b in edges)
     norms = _Norms(plan, training, group, weights, biases)
-    last_widths = [len(weights[i]) for i in plan.last]
-    norms.raw.update(enumerate(torch.split(h, [len(weights[b]) for b in branches], 1)))
+    last_widths = [weights[i].shape[0] for i in plan.last]
+    norms.raw.update(enumerate(h.split_with_sizes([weights[b].shape[0] for b in branches], 1)))
     norms.raw.update(enumerate(raws, len(branches)))
     norms.out.update(zip(plan.inner, outs, strict=True))
-    norms.out.update(zip(plan.last, torch.split(mixed, last_widths, 1), strict=True))
+    norms.out.update(zip(plan.last, mixed.split_with_sizes(last_widths, 1), strict=True))
     norms.mean.update(enumerate(means))
     norms.spread.update(enumerate(spreads))
 
     rows = conv1x1.rows(grad)
     grad_mixed = conv1x1.map_like(_product(rows, tail.flatten(1), plan.scale), grad)
     grad_tail = _product(rows.t(), conv1x1.rows(mixed), plan.scale).view_as(tail)
-    grads = dict(zip(plan.last, torch.split(grad_mixed, last_widths, 1), strict=True))
+    grads = dict(zip(plan.last, grad_mixed.split_with_sizes(last_widths, 1), strict=True))
     ends = [i for i in plan.last if i >= len(branches)]
     grad_raw = dict(zip(ends, norms.backward(ends, [grads[i] for i in ends], joined=False), strict=True))
     grad_convs: dict[int, Tensor] = {}

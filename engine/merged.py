@@ -34,7 +34,8 @@ class _Cast(torch.autograd.Function):
         parts: list[Tensor] = []
         first = 0
         for grad, size in zip(grads, ctx.groups, strict=True):
-            parts += torch.split(grad, [shape[0] for shape in ctx.shapes[first : first + size]])
+            own = ctx.shapes[first : first + size]
+            parts += grad.split_with_sizes([shape[0] for shape in own]) if size > 1 else [grad]
             first += size
         torch._foreach_copy_(found, parts)
         return None, None, *found
@@ -46,10 +47,9 @@ def _packed(shapes: Sequence[torch.Size], dtype: torch.dtype, device: torch.devi
     for shape in shapes:
         starts.append(starts[-1] + shape.numel())
     memory = torch.empty(starts[-1], dtype=dtype, device=device)
-    views = [
-        memory[start : start + shape.numel()].view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
-        for shape, start in zip(shapes, starts[:-1], strict=True)
-    ]
+    views = []
+    for (o, i, h, w), start in zip(shapes, starts, strict=False):
+        views.append(memory.as_strided((o, i, h, w), (i * h * w, 1, w * i, i), start))
     return views, starts
 
 

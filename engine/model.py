@@ -58,15 +58,16 @@ def vectors(norms: Sequence[nn.BatchNorm2d]) -> tuple[list[Tensor], list[Tensor]
 
 def normalized(norms: Sequence[nn.BatchNorm2d], maps: Sequence[Tensor]) -> Tensor:
     """relu(norm(map)) of each, side by side."""
-    y, statistics = batch_norm.normalize_joined(maps, *vectors(norms), norms[0].training, EPS)
+    weights, biases, running = vectors(norms)
+    y, statistics = batch_norm.normalize_joined(maps, weights, biases, running, norms[0].training, EPS)
     if norms[0].training:
-        batch_norm.move_running(vectors(norms)[2], of_each(norms, statistics), MOMENTUM)
+        batch_norm.move_running(running, of_each(norms, statistics), MOMENTUM)
     return y
 
 
 def of_each(norms: Sequence[nn.BatchNorm2d], statistics: Tensor) -> tuple[Tensor, ...]:
     """Statistics [3, ΣC] of several norms, as those of each."""
-    parts: tuple[Tensor, ...] = torch.split(statistics, [norm.num_features for norm in norms], 1)
+    parts: tuple[Tensor, ...] = statistics.split_with_sizes([norm.num_features for norm in norms], 1)
     return parts
 
 
@@ -121,16 +122,20 @@ class Stage(nn.Sequential):
 def stage(blocks: Sequence[InceptionResidual], x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """Blocks one after the other, with the weights of all of them."""
     left, tensors = iter(weights), []
+    moved: list[list[Tensor]] = []
     for block in blocks:
         head, *convs, tail = (next(left) for _ in block.groups())
         scales, biases, running = vectors(block.norms())
         assert block.conv2d.bias is not None
         tensors.append([head, tail, block.conv2d.bias, *convs, *scales, *biases, *running])
+        moved.append(running)
     training = blocks[0].training
     y, statistics = inception_stage(tuple(block.plan for block in blocks), training, x, tensors)
     if training:
-        norms = [norm for block in blocks for norm in block.norms()]
-        batch_norm.move_running(vectors(norms)[2], statistics, MOMENTUM)
+        # Means of all blocks, then variances, as move_running takes them.
+        means = [v for running in moved for v in running[: len(running) // 2]]
+        variances = [v for running in moved for v in running[len(running) // 2 :]]
+        batch_norm.move_running([*means, *variances], statistics, MOMENTUM)
     return y
 
 
@@ -152,9 +157,12 @@ class Reduction(nn.Module):
         head, *rest = merged_weights(self.groups(), x.dtype) if weights is None else weights
         weight_of = dict(zip(self.others, rest, strict=True))
         norms = [unit.bn for unit in self.heads]
-        maps, statistics = batch_norm.normalize_split(torch.conv2d(x, head), *vectors(norms), self.training, EPS)
+        scales, biases, running = vectors(norms)
+        maps, statistics = batch_norm.normalize_split(
+            torch.conv2d(x, head), scales, biases, running, self.training, EPS
+        )
         if self.training:
-            batch_norm.move_running(vectors(norms)[2], of_each(norms, statistics), MOMENTUM)
+            batch_norm.move_running(running, of_each(norms, statistics), MOMENTUM)
         after_head = dict(zip(self.heads, maps, strict=True))
         last = []
         for chained in self.chains:
@@ -226,6 +234,7 @@ class InceptionResNetV1(nn.Module):
         self.block8 = InceptionResidual(c, block_c, 1.0, relu=False) if block8 else None
         self.dropout = nn.Dropout(dropout)
         self.logits = nn.Linear(c, num_classes)
+        self.norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
         self.reset_parameters()
 
     @classmethod
@@ -331,5 +340,4 @@ class InceptionResNetV1(nn.Module):
         return [*stem, self.repeat_1, self.mixed_6a, self.repeat_2, self.mixed_7a, self.repeat_3, *end]
 
     def _counters(self) -> list[Tensor]:
-        norms = (module for module in self.modules() if isinstance(module, nn.BatchNorm2d))
-        return [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+        return [norm.num_batches_tracked for norm in self.norms if norm.num_batches_tracked is not None]

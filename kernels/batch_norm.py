@@ -41,7 +41,7 @@ from kernels.arguments import (
 )
 from kernels.batch_norm_triton import grid_of, of_each, sum_passes
 from kernels.bfloat16 import PASSED
-from kernels.launch import is_batched, takes_triton
+from kernels.launch import is_batched, past_dispatcher, takes_triton
 from kernels.maps import channels_last, empty_map, slices
 from kernels.traffic import DECLARED, Pass, declares, size
 
@@ -71,7 +71,7 @@ def _room(xs: Sequence[Tensor], joined: bool) -> list[Tensor]:
 
 def _places(maps: list[Tensor], xs: Sequence[Tensor], joined: bool) -> list[Tensor]:
     """Where each has its place in the maps of `_room`."""
-    return [maps[0][:, part] for part in slices(xs)] if joined else maps
+    return list(maps[0].split_with_sizes([x.shape[1] for x in xs], 1)) if joined else maps
 
 
 def _forward_torch(
@@ -128,7 +128,7 @@ def _forward_cpu(
 ) -> Tensor:
     """Writes a result for each map to its place; the statistics as batch_norm_triton.forward has them."""
     parts = slices(xs)
-    statistics = torch.empty((3, parts[-1].stop if training else 0))
+    statistics = torch.empty((3, parts[-1].stop if training else 0), dtype=torch.float32)
     for i, (x, weight, bias, y) in enumerate(zip(xs, weights, biases, places, strict=True)):
         x = channels_last(x)
         if training:
@@ -320,6 +320,10 @@ def _(grads: Sequence[Tensor], xs: Sequence[Tensor], ys: Sequence[Tensor], *rest
     return [*sum_passes(grid, maps + vectors, 2), gradients]
 
 
+# For what has its backward pass written out, so that autograd asks nothing of them.
+own_forward, own_backward = past_dispatcher(forward), past_dispatcher(backward)
+
+
 def _check_single(*grads: Tensor) -> None:
     if any(is_batched(grad) for grad in grads):
         raise RuntimeError("batch norm takes one gradient at a time: no is_grads_batched, no vectorize of jacobian")
@@ -344,7 +348,7 @@ class _Normalize(torch.autograd.Function):
         running = list(tensors[3 * maps :])
         ctx.group = batch_norm_ranks.current_group()
         (y,), statistics = batch_norm_ranks.forward(
-            forward, ctx.group, xs, weights, biases, running, residual, training, eps, relu, scale, True
+            own_forward, ctx.group, xs, weights, biases, running, residual, training, eps, relu, scale, True
         )
         ctx.maps, ctx.kept, ctx.scale = maps, len(running), scale
         ctx.options = (training, eps, relu, residual is not None)
@@ -361,10 +365,10 @@ class _Normalize(torch.autograd.Function):
         training, *_, with_residual = ctx.options
         means, spreads = of_each(xs, statistics, tensors[3 * ctx.maps :], training)
         parts = slices(xs)
-        grads, ys = (list(torch.split(m, [x.shape[1] for x in xs], 1)) for m in (grad, y))
+        grads, ys = (list(m.split_with_sizes([x.shape[1] for x in xs], 1)) for m in (grad, y))
         vectors = (weights, biases, list(means), list(spreads))
         grad_xs, sums, grad_residual = batch_norm_ranks.backward(
-            backward, ctx.group, grads, xs, ys, *vectors, *ctx.options, ctx.scale, False
+            own_backward, ctx.group, grads, xs, ys, *vectors, *ctx.options, ctx.scale, False
         )
         grad_vectors = [sums[row, part] for row in (1, 0) for part in parts]
         residual = grad_residual if with_residual else None
@@ -406,10 +410,10 @@ class _NormalizeSplit(torch.autograd.Function):
     def forward(ctx: Any, maps: int, training: bool, eps: float, x: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
         """`vectors`: weights, biases, then running means and variances, where these are kept."""
         weights, biases, running = list(vectors[:maps]), list(vectors[maps : 2 * maps]), list(vectors[2 * maps :])
-        xs = list(torch.split(x, [len(weight) for weight in weights], 1))
+        xs = list(x.split_with_sizes([len(weight) for weight in weights], 1))
         ctx.group = batch_norm_ranks.current_group()
         ys, statistics = batch_norm_ranks.forward(
-            forward, ctx.group, xs, weights, biases, running, None, training, eps, True, 1.0, False
+            own_forward, ctx.group, xs, weights, biases, running, None, training, eps, True, 1.0, False
         )
         ctx.maps, ctx.kept, ctx.options = maps, len(running), (training, eps)
         saved = (*vectors[: 2 * maps], *([] if training else running))
@@ -423,11 +427,11 @@ class _NormalizeSplit(torch.autograd.Function):
         k, (training, eps) = ctx.maps, ctx.options
         x, statistics, *tensors = ctx.saved_tensors
         ys, weights, biases = (tensors[i * k : (i + 1) * k] for i in range(3))
-        xs = list(torch.split(x, [len(weight) for weight in weights], 1))
+        xs = list(x.split_with_sizes([len(weight) for weight in weights], 1))
         means, spreads = of_each(xs, statistics, tensors[3 * k :], training)
         vectors = (weights, biases, list(means), list(spreads))
         (grad,), sums, _ = batch_norm_ranks.backward(
-            backward, ctx.group, list(grads[:k]), xs, ys, *vectors, training, eps, True, False, 1.0, True
+            own_backward, ctx.group, list(grads[:k]), xs, ys, *vectors, training, eps, True, False, 1.0, True
         )
         return None, None, None, grad, *[sums[i, part] for i in (1, 0) for part in slices(xs)], *[None] * ctx.kept
 
@@ -509,7 +513,8 @@ def _check_running(names: tuple[str, str], given: tuple[object, object], trainin
 def move_running(running: Sequence[Tensor], statistics: Sequence[Tensor], momentum: float) -> None:
     """Moves running means, then variances, towards those [3, C] of each map's batch, all in one launch."""
     with torch.no_grad():
-        torch._foreach_lerp_(list(running), [s[row] for row in (0, 2) for s in statistics], momentum)
+        means, _, variances = zip(*(s.unbind() for s in statistics), strict=True)
+        torch._foreach_lerp_(list(running), [*means, *variances], momentum)
 
 
 def batch_norm_relu(

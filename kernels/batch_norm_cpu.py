@@ -255,9 +255,12 @@ def _gradients(block):  # type: ignore[no-untyped-def]
         _backward(block, d, gf, xf, carray(address(d[15]), (out_size,), np.float32))
 
 
-def _room(rows: Rows) -> tuple[Tensor, Tensor]:
-    """For the vectors, and for two sums of each part."""
-    return torch.empty(_VECTORS * rows.width), torch.empty(rows.parts * 2 * rows.width, dtype=torch.float64)
+def _room(rows: Rows) -> tuple[Tensor, int, int]:
+    """Memory, which is to be held meanwhile, and where in it the vectors lie and two sums of each part."""
+    sums = rows.parts * 2 * rows.width
+    room = torch.empty(sums + (_VECTORS * rows.width + 1) // 2, dtype=torch.float64)
+    start = room.data_ptr()
+    return room, start + sums * room.itemsize, start
 
 
 def normalize(x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, eps: float, relu: bool, y: Tensor) -> None:
@@ -286,11 +289,11 @@ def _run(
     y: Tensor,
 ) -> None:
     rows = Rows.of(x, y)
-    vectors, found = _room(rows)
+    _held, vectors, found = _room(rows)
     _normalize(
         *(rows.parts, x.itemsize, training, rows.count, rows.fold, rows.channels, *rows.pitches),
         *(x.data_ptr(), y.data_ptr(), weight.data_ptr(), bias.data_ptr(), *statistics),
-        *(vectors.data_ptr(), found.data_ptr(), bits(eps), int(relu)),
+        *(vectors, found, bits(eps), int(relu)),
     )
 
 
@@ -309,9 +312,9 @@ def gradients(
     `vectors`: weight, bias, mean and spread, in training 1 / standard deviation, else the variance.
     """
     rows = Rows.of(grad, x, out)
-    wide, found = _room(rows)
+    _held, wide, found = _room(rows)
     _gradients(
         *(rows.parts, grad.itemsize, int(training), rows.count, rows.fold, rows.channels, *rows.pitches),
         *(grad.data_ptr(), x.data_ptr(), out.data_ptr(), *(v.data_ptr() for v in vectors)),
-        *(sums.data_ptr(), sums.stride(0), wide.data_ptr(), found.data_ptr(), bits(eps), int(relu)),
+        *(sums.data_ptr(), sums.stride(0), wide, found, bits(eps), int(relu)),
     )

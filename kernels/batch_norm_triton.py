@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.arguments import row_pitch
-from kernels.maps import empty_map, slices
+from kernels.maps import empty_map
 from kernels.traffic import Pass
 from kernels.tuning import (
     BATCH_NORM,
@@ -428,8 +428,9 @@ def of_each(
     """Means and spreads [C] of each map: 1 / standard deviations of the batch, or running variances."""
     if not training:
         return tuple(running[: len(xs)]), tuple(running[len(xs) :])
-    mean, rstd, _ = statistics
-    return tuple(mean[part] for part in slices(xs)), tuple(rstd[part] for part in slices(xs))
+    widths = [x.shape[1] for x in xs]
+    mean, rstd = statistics[0], statistics[1]
+    return mean.split_with_sizes(widths), rstd.split_with_sizes(widths)
 
 
 def backward(

@@ -29,7 +29,8 @@ def past_dispatcher(operator: Callable[..., Result]) -> Callable[..., Result]:
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or watched():
             return operator(*arguments)
         first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
-        return (function if type(first) in (Tensor, torch.nn.Parameter) else operator)(*arguments)
+        plain = type(first) in (Tensor, torch.nn.Parameter) and (first.is_cuda or first.is_cpu)
+        return (function if plain else operator)(*arguments)
 
     return call
 

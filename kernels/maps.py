@@ -14,8 +14,9 @@ def empty_map(
 ) -> Tensor:
     """A channels-last map [N, C, H, W] as another, but for what is given; its memory is not written."""
     n, c, h, w = like.shape
-    shape = (n, *(size or (h, w)), c if channels is None else channels)
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device).permute(0, 3, 1, 2)
+    c, (h, w) = c if channels is None else channels, size or (h, w)
+    strides = (h * w * c, 1, w * c, c)
+    return torch.empty_strided((n, c, h, w), strides, dtype=dtype or like.dtype, device=like.device)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Feature maps as the rows that compiled CPU passes go over."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -8,7 +9,8 @@ from kernels.arguments import row_pitch
 
 _WIDE = 256  # elements a row that fill the vector registers
 AT_ONCE = 128  # rows whose sums a pass takes in float32, before it goes on in float64
-_PART = 1 << 16  # elements a part: well over what a part costs to hand out, several for each core
+_PART = 1 << 14  # elements a part at least: over what a part costs to hand out, an even share for few cores
+_MOST = 64  # parts: their sums are joined by one thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +29,26 @@ class Rows:
     channels: int
     fold: int
     parts: int
-    pitches: list[int]
+    pitches: tuple[int, ...]
 
     @staticmethod
     def of(*maps: Tensor) -> "Rows":
         """Of maps [N, C, H, W] of one shape, each channels-last or a channel slice."""
         n, channels, h, w = maps[0].shape
-        count, fold = n * h * w, 1
-        pitches = [row_pitch(m) for m in maps]
-        if channels < _WIDE and pitches == [channels] * len(maps):
-            while fold * channels < _WIDE and count % 2 == 0:
-                count, fold = count // 2, 2 * fold
-            pitches = [pitch * fold for pitch in pitches]
-        parts = max(1, min(count, count * fold * channels // _PART))
-        return Rows(count, channels, fold, parts, pitches)
+        return _cut(n * h * w, channels, tuple([row_pitch(m) for m in maps]))
 
     @property
     def width(self) -> int:
         """Elements a row."""
         return self.channels * self.fold
+
+
+@lru_cache(4096)  # a network asks for the same few in each step
+def _cut(pixels: int, channels: int, pitches: tuple[int, ...]) -> Rows:
+    count, fold = pixels, 1
+    if channels < _WIDE and all(pitch == channels for pitch in pitches):
+        while fold * channels < _WIDE and count % 2 == 0:
+            count, fold = count // 2, 2 * fold
+        pitches = tuple(pitch * fold for pitch in pitches)
+    parts = max(1, min(count, count * fold * channels // _PART, _MOST))
+    return Rows(count, channels, fold, parts, pitches)

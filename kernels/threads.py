@@ -8,6 +8,7 @@ parallel region to. Starting one takes two microseconds.
 import ctypes
 import os
 import struct
+from array import array
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -111,14 +112,20 @@ class Parallel:
         except RuntimeError:
             return cfunc(signature, **OPTIONS)(self.function)
 
+    @cached_property
+    def alone(self) -> Any:
+        """The compiled function, for the calling thread."""
+        return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.compiled.address)
+
     def __call__(self, parts: int, *numbers: int) -> None:
         """Does all parts; pointers are numbers, and so are floats by `bits`."""
-        block = (ctypes.c_int64 * (len(numbers) + self.FIRST))(0, parts, 0, 0, 0, *numbers)
+        block = array("q", (0, parts, 0, 0, 0, *numbers))
+        start, _ = block.buffer_info()
         threads = 1 if parts == 1 else min(parts, torch.get_num_threads())
         if threads == 1 or _parallel_region is None:
-            self.compiled.ctypes(block)
+            self.alone(start)
         else:
-            _parallel_region(self.compiled.address, block, threads, 0)
+            _parallel_region(self.compiled.address, start, threads, 0)
 
 
 def bits(value: float) -> int:
