@@ -234,7 +234,7 @@ class InceptionResNetV1(nn.Module):
         self.block8 = InceptionResidual(c, block_c, 1.0, relu=False) if block8 else None
         self.dropout = nn.Dropout(dropout)
         self.logits = nn.Linear(c, num_classes)
-        self.norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        self._norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
         self.reset_parameters()
 
     @classmethod
@@ -340,4 +340,4 @@ class InceptionResNetV1(nn.Module):
         return [*stem, self.repeat_1, self.mixed_6a, self.repeat_2, self.mixed_7a, self.repeat_3, *end]
 
     def _counters(self) -> list[Tensor]:
-        return [norm.num_batches_tracked for norm in self.norms if norm.num_batches_tracked is not None]
+        return [norm.num_batches_tracked for norm in self._norms if norm.num_batches_tracked is not None]

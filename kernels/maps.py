@@ -14,7 +14,10 @@ def empty_map(
 ) -> Tensor:
     """A channels-last map [N, C, H, W] as another, but for what is given; its memory is not written."""
     n, c, h, w = like.shape
-    c, (h, w) = c if channels is None else channels, size or (h, w)
+    if channels is not None:
+        c = channels
+    if size is not None:
+        h, w = size
     strides = (h * w * c, 1, w * c, c)
     return torch.empty_strided((n, c, h, w), strides, dtype=dtype or like.dtype, device=like.device)
 

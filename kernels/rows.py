@@ -9,8 +9,9 @@ from kernels.arguments import row_pitch
 
 _WIDE = 256  # elements a row that fill the vector registers
 AT_ONCE = 128  # rows whose sums a pass takes in float32, before it goes on in float64
-_PART = 1 << 14  # elements a part at least: over what a part costs to hand out, an even share for few cores
-_MOST = 64  # parts: their sums are joined by one thread
+_PART = 1 << 16  # elements a part: well over what a part costs to hand out, several for each core
+_SMALL = 1 << 14  # in maps that make few parts, so that two cores, or a few, get an even share
+_FEW = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,5 +51,6 @@ def _cut(pixels: int, channels: int, pitches: tuple[int, ...]) -> Rows:
         while fold * channels < _WIDE and count % 2 == 0:
             count, fold = count // 2, 2 * fold
         pitches = tuple(pitch * fold for pitch in pitches)
-    parts = max(1, min(count, count * fold * channels // _PART, _MOST))
-    return Rows(count, channels, fold, parts, pitches)
+    elements = count * fold * channels
+    parts = max(elements // _PART, min(elements // _SMALL, _FEW))
+    return Rows(count, channels, fold, max(1, min(count, parts)), pitches)

@@ -115,7 +115,10 @@ class Parallel:
     @cached_property
     def alone(self) -> Any:
         """The compiled function, for the calling thread."""
-        return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.compiled.address)
+        compiled = self.compiled
+        function: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
+        function.owner = compiled  # has the code that the address leads to
+        return function
 
     def __call__(self, parts: int, *numbers: int) -> None:
         """Does all parts; pointers are numbers, and so are floats by `bits`."""

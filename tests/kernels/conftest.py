@@ -113,10 +113,14 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Memory]:
         strides = torch.zeros(()).expand(shape).contiguous().stride()
         return memory.output(torch.Size(shape), strides, dtype)
 
+    def empty_strided(shape: Any, strides: Any, *, dtype: torch.dtype = torch.float32, device: Any = None) -> Tensor:
+        return memory.output(torch.Size(shape), tuple(strides), dtype)
+
     def empty_like(like: Tensor) -> Tensor:
         return memory.output(like.shape, like.stride(), like.dtype)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", empty)
+        patch.setattr(torch, "empty_strided", empty_strided)
         patch.setattr(torch, "empty_like", empty_like)
         yield memory
