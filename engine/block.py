@@ -25,6 +25,7 @@ from kernels import batch_norm_ranks, conv1x1
 from kernels.batch_norm import own_backward, own_forward
 from kernels.batch_norm_triton import of_each
 from kernels.launch import past_dispatcher
+from kernels.products import matmul
 
 # Autograd asks nothing of them here: the backward pass is written out.
 _join, _join_backward = past_dispatcher(conv1x1.forward), past_dispatcher(conv1x1.backward)
@@ -227,7 +228,7 @@ def _backward(
             if i > 1:
                 (grad_raw[before],) = norms.backward([before], [grads[before]], joined=False)
     (grad_h,) = norms.backward(list(branches), [grads[b] for b in branches], joined=True)
-    grad_head = torch.mm(conv1x1.rows(grad_h).t(), conv1x1.rows(x)).view_as(head)
+    grad_head = matmul(conv1x1.rows(grad_h).t(), conv1x1.rows(x)).view_as(head)
     if first:
         grad_x, sums_x = conv1x1.map_like(torch.addmm(rows, conv1x1.rows(grad_h), head.flatten(1)), x), None
     else:

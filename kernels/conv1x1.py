@@ -29,6 +29,7 @@ from kernels.arguments import check_channels_last, check_flag, check_floats, che
 from kernels.bfloat16 import PASSED, cpu_has_bfloat16
 from kernels.launch import INTERPRETED, takes_triton
 from kernels.maps import channels_last, empty_map
+from kernels.products import matmul
 from kernels.traffic import Pass, declares, size
 from kernels.tuning import CONV1X1_DEEP, CONV1X1_FLOAT32, CONV1X1_MASK, CONV1X1_SHALLOW, Launch
 
@@ -187,10 +188,9 @@ def _forward_cpu(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, scale: float, relu: bool, y: Tensor
 ) -> Tensor:
     dtype, x = _product_dtype(x), channels_last(x)
-    if x.dtype == torch.bfloat16 and x.numel():
-        product = empty_map(x, dtype=dtype)
-        torch.mm(_dense(rows(branch).to(dtype)), weight.to(dtype).t(), out=rows(product))
-        conv1x1_cpu.join(x, product, bias, scale, relu, y)
+    if _compiled_passes(x):
+        product = matmul(_dense(rows(branch).to(dtype)), weight.to(dtype).t())
+        conv1x1_cpu.join(x, map_like(product, x), bias, scale, relu, y)
         return y
     # The product goes on from x + scale · bias, which spares a map that would be written and read beside it.
     joined = rows(y) if y.dtype == dtype else y.new_empty(rows(y).shape, dtype=dtype)
@@ -233,9 +233,15 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor, scale: float, keep: int) -> 
 
 @torch.library.custom_op("manylabel::scaled_product", mutates_args=())
 def scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """scale · (a @ b), rounded once."""
-    out = a.new_empty(a.shape[0], b.shape[1], dtype=_product_dtype(a))
-    a_dense, b_dense = (t if t.is_cuda else _dense(t.to(out.dtype)) for t in (a, b))
+    """scale · (a @ b), rounded once to half precision."""
+    dtype = _product_dtype(a)
+    a_dense, b_dense = (t if t.is_cuda else _dense(t.to(dtype)) for t in (a, b))
+    if a.is_cpu and dtype == torch.float32:
+        # What is small is scaled: the weight, or its gradient.
+        pixels = a_dense.is_contiguous()
+        out = matmul(a_dense, b_dense * scale) if pixels else matmul(a_dense, b_dense).mul_(scale)
+        return out.to(a.dtype)
+    out = a.new_empty(a.shape[0], b.shape[1], dtype=dtype)
     _add_product(out, a_dense, b_dense, scale, keep=0)
     return out.to(a.dtype)
 
@@ -250,8 +256,8 @@ def input_gradient(grad: Tensor, branch: Tensor, weight: Tensor, x: Tensor) -> t
     y, dtype = empty_map(grad), torch.promote_types(grad.dtype, torch.float32)
     if not takes_triton(grad):
         if _compiled_passes(grad):
-            product = torch.mm(_dense(rows(branch)), weight, out=branch.new_empty(rows(grad).shape))
-            return y, conv1x1_cpu.masked(channels_last(grad), map_like(product, grad), x, y)
+            summed = matmul(_dense(rows(branch)), weight)
+            return y, conv1x1_cpu.masked(channels_last(grad), map_like(summed, grad), x, y)
         summed = torch.addmm(rows(grad), rows(branch), weight)
         torch.ops.aten.threshold_backward.grad_input(map_like(summed, x), x, 0, grad_input=y)
         return y, y.sum((0, 2, 3), dtype=dtype)

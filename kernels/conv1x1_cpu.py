@@ -24,11 +24,12 @@ def _join_rows(x, product, y, pitches, bias, scale, floor, first, last):  # type
 
 @Parallel
 def _join(block):  # type: ignore[no-untyped-def]
-    d = carray(block, (17,))
-    parts, product_item, rows, width = d[1], d[5], d[6], d[7]
+    d = carray(block, (18,))
+    parts, product_item, rows, width, item = d[1], d[5], d[6], d[7], d[17]
     pitches = (d[8], d[9], d[10])
     x_size, p_size, y_size = ((rows - 1) * d[8] + width, (rows - 1) * d[9] + width, (rows - 1) * d[10] + width)
     x, y = carray(address(d[11]), (x_size,), np.uint16), carray(address(d[13]), (y_size,), np.uint16)
+    xf, yf = carray(address(d[11]), (x_size,), np.float32), carray(address(d[13]), (y_size,), np.float32)
     bias = carray(address(d[14]), (width,), np.float32)
     scale = np.float32(np.int64(d[15]).view(np.float64))
     floor = np.float32(0.0) if d[16] else np.float32(-np.inf)
@@ -37,7 +38,10 @@ def _join(block):  # type: ignore[no-untyped-def]
         if part >= parts:
             break
         first, last = rows * part // parts, rows * (part + 1) // parts
-        if product_item == 4:
+        if item == 4:
+            wide = carray(address(d[12]), (p_size,), np.float32)
+            _join_rows(xf, wide, yf, pitches, bias, scale, floor, first, last)
+        elif product_item == 4:
             wide = carray(address(d[12]), (p_size,), np.float32)
             _join_rows(x, wide, y, pitches, bias, scale, floor, first, last)
         else:
@@ -94,13 +98,14 @@ def _mask(block):  # type: ignore[no-untyped-def]
 def join(x: Tensor, product: Tensor, bias: Tensor | None, scale: float, relu: bool, y: Tensor) -> None:
     """x + scale · (product + bias), with a ReLU or without, to a map y.
 
-    Maps are channels-last and bfloat16, the product bfloat16 or float32. bias is [C].
+    Maps are channels-last and float32 or bfloat16; beside bfloat16 the product is either. bias is [C].
     """
     rows = Rows.of(x, product, y)
     wide = torch.zeros(rows.width) if bias is None else bias.float().repeat(rows.fold)
     _join(
         *(rows.parts, product.itemsize, rows.count, rows.width, *rows.pitches),
         *(x.data_ptr(), product.data_ptr(), y.data_ptr(), wide.data_ptr(), bits(scale), int(relu)),
+        x.itemsize,
     )
 
 
