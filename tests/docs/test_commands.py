@@ -45,6 +45,7 @@ NOT_RUN = {
     "pytest": COLLECTED,
     "pytest -m slow": COLLECTED,
     "pytest -m gpu": COLLECTED,
+    "pytest --cov": COLLECTED,
     "pytest tests/pipelines -k voc": COLLECTED,
     "pytest bench/ --benchmark-only": COLLECTED,
     "pytest bench/ --benchmark-only --quick": COLLECTED,
