@@ -176,7 +176,7 @@ def _require_folders(arguments: Arguments) -> None:
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError(f"--{name} {path}: there is no folder {path.absolute().parent}")
     if arguments.predictions is not None:
-        from engine.predictions import ENDINGS
+        from engine.answer_file import ENDINGS
 
         if arguments.predictions.suffix.lower() not in ENDINGS:
             raise InputError(f"--predictions {arguments.predictions}: must end in {', '.join(ENDINGS)}")
@@ -204,12 +204,12 @@ def _some(names: Sequence[str]) -> str:
 def _write_predictions(path: Path, trained: "Trained", found: "Predicted") -> None:
     import numpy as np
 
-    from engine.predictions import Predictions
+    from engine.answer_file import AnswerFile
 
     decided = found.probabilities >= np.array(trained.thresholds, np.float32)
     names = [[trained.labels[i] for i in np.flatnonzero(row)] for row in decided]
     partial = uuid.uuid4().hex[:12]  # nothing is gone on with here
-    with Predictions(path, trained.labels, partial, resume=False) as predictions:
+    with AnswerFile(path, trained.labels, partial, resume=False) as predictions:
         predictions.add(found.files, names, found.probabilities, [None] * len(found.files))
         predictions.finish()
 

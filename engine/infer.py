@@ -17,8 +17,8 @@ from engine import command
 from pipelines.errors import InputError
 
 if TYPE_CHECKING:
+    from engine.answer_file import AnswerFile
     from engine.classifier import Classifier
-    from engine.predictions import Predictions
     from engine.ranks import Ranks
 
 
@@ -85,9 +85,9 @@ def infer(arguments: Arguments) -> int:
 
 
 def _infer(arguments: Arguments, ranks: "Ranks") -> int:
+    from engine.answer_file import AnswerFile, digest
     from engine.classifier import Classifier
     from engine.model_file import read_model
-    from engine.predictions import Predictions, digest
     from pipelines.check import decoder_silenced
     from pipelines.listing import as_text, photographs
     from pipelines.progress import say
@@ -99,7 +99,7 @@ def _infer(arguments: Arguments, ranks: "Ranks") -> int:
     version = digest(content, arguments.threshold)
     del content
     with (
-        Predictions(arguments.out, description.labels, version, arguments.resume, ranks.rank) as predictions,
+        AnswerFile(arguments.out, description.labels, version, arguments.resume, ranks.rank) as predictions,
         command.Interrupt() as interrupt,
     ):
         left = [path for path in paths if as_text(path) not in predictions.done]
@@ -135,7 +135,7 @@ def _same(out: Path, path: str) -> bool:
 
 
 def _classify(
-    classifier: "Classifier", paths: list[str], predictions: "Predictions", stopped: Callable[[], bool]
+    classifier: "Classifier", paths: list[str], predictions: "AnswerFile", stopped: Callable[[], bool]
 ) -> bool:
     """Adds a row for each path; whether it came to the end."""
     from pipelines.listing import as_text

@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 
 from engine import session as sessions
+from engine.answer_file import AnswerFile, digest
 from engine.classifier import Classifier
 from engine.infer import Arguments, infer
 from engine.model_file import read_model
-from engine.predictions import Predictions, digest
 from engine.session import decide, on_cpu
 from engine.trained import load_trained
 from pipelines.augment import MEAN, STD
@@ -134,6 +134,15 @@ def test_paths_arrays_and_pil_images_are_the_same(exported: Exported, album: Pat
             np.testing.assert_allclose(single, expected[3:4], atol=1e-6)
             assert len(names) == 1
         assert classifier([])[1].shape == (0, len(LABELS))
+
+
+@pytest.mark.parametrize("sides", [(96, 57), (3, 96), (96, 40)], ids=str)  # two end at half a pixel
+def test_both_graphs_round_sides_alike(exported: Exported, sides: tuple[int, int]) -> None:
+    """One resizes in the graph, the other before it; a row more or less would move the whole picture."""
+    whole, any_size = (
+        Classifier(exported(any_size=any_size), "cpu")(picture(3, *sides))[1] for any_size in (False, True)
+    )
+    np.testing.assert_allclose(any_size, whole, atol=2e-3)
 
 
 def test_kinds_of_pil_images_are_read_as_their_files_are(
@@ -429,17 +438,17 @@ def test_several_processes_write_one_table(tmp_path: Path) -> None:
     """Each its part; after an interruption fewer go on, and what one was writing when it was killed is left out."""
     out, labels = tmp_path / "answers.jsonl", ["cat"]
 
-    def answer(predictions: Predictions, *files: str) -> None:
+    def answer(predictions: AnswerFile, *files: str) -> None:
         probabilities = np.full((len(files), 1), 0.5, np.float32)
         predictions.add(files, [["cat"]] * len(files), probabilities, [None] * len(files))
 
     for rank, files in enumerate((["a", "b"], ["c"], ["d"])):
-        with Predictions(out, labels, "0123", False, rank) as predictions:
+        with AnswerFile(out, labels, "0123", False, rank) as predictions:
             answer(predictions, *files)
             assert predictions.rows == len(files)
     with (tmp_path / "answers.jsonl.0123.2.partial").open("a") as file:
         file.write('{"file": "e"')
-    with Predictions(out, labels, "0123", True, 1) as second, Predictions(out, labels, "0123", True, 0) as first:
+    with AnswerFile(out, labels, "0123", True, 1) as second, AnswerFile(out, labels, "0123", True, 0) as first:
         assert first.done == second.done == {"a", "b", "c", "d"}
         answer(second, "e")
         assert (first.rows, second.rows) == (4, 1)

@@ -26,7 +26,7 @@ DIGITS = 7  # of a probability, after the point
 FIXED = ("file", "labels", "error")  # columns beside those of the labels
 
 
-class Predictions:
+class AnswerFile:
     """A file of answers in the making.
 
     JSON lines have `file`, `labels` (the decided ones), `error` and `probabilities` by label. CSV and Parquet have
@@ -78,7 +78,7 @@ class Predictions:
         except OSError as error:
             raise InputError(f"{out}: cannot be written: {error.strerror}") from None
 
-    def __enter__(self) -> "Predictions":
+    def __enter__(self) -> "AnswerFile":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
