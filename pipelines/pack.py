@@ -82,10 +82,10 @@ def _shards(dataset: Dataset, limit: int) -> list[tuple[str, list[int]]]:
     """Name and rows of each shard: as many pictures in a row as fit."""
     shards: list[tuple[str, list[int]]] = []
     for split, rows in dataset.splits.items():
-        number, size = 0, limit
+        number, size = 0, 0
         for row in rows.tolist():
             length = size_and_time(f"{dataset.root}/{dataset.files[row]}")[0]
-            if size + length > limit:
+            if not number or size + length > limit:
                 shards.append((f"{split}-{number:06d}", []))
                 number, size = number + 1, 0
             shards[-1][1].append(row)

@@ -212,6 +212,15 @@ def test_a_picture_that_cannot_be_read_is_named(table: Make, tmp_path: Path, mon
     assert not list(to.glob(".*"))
 
 
+def test_an_empty_file_in_front_has_a_shard_of_its_split(table: Make, tmp_path: Path) -> None:
+    """It takes no room, so that none seemed to be needed."""
+    root, to = table("image,labels\n0.jpg,cat\n1.jpg,\n", val="image,labels\n2.jpg,cat\n3.jpg,\n"), tmp_path / "shards"
+    for name in ("0.jpg", "2.jpg"):
+        (root / "images" / name).write_bytes(b"")
+    pack(Arguments(data=root, shards=to))
+    assert {split: rows.tolist() for split, rows in read_layout(to).splits.items()} == {"train": [0, 1], "val": [2, 3]}
+
+
 def test_packing_shards_again(packed: tuple[Dataset, Path], tmp_path: Path) -> None:
     """Any layout goes in, shards too."""
     before, to = packed
