@@ -1,12 +1,13 @@
 """Reader of the Pascal VOC layout: JPEGImages/, Annotations/*.xml, ImageSets/Main/{train,val,trainval,test}.txt."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 from pipelines.dataset import Dataset, Rejected, label_order
 from pipelines.errors import InputError, reading
-from pipelines.pictures import PictureFolders
+from pipelines.pictures import SUFFIXES, PictureFolders
 from pipelines.rows import Rows
 
 
@@ -34,15 +35,22 @@ def _listed(
 ) -> Iterator[tuple[str, frozenset[str]]]:
     with reading(path):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    for identifier in (line.split()[0] for line in lines if line.strip()):
+    for line in filter(None, map(str.strip, lines)):
+        # What follows the first word says in VOC's own lists of a class whether the picture has it.
+        identifier = next(filter(folders.has, (line, line.split()[0])), line)
         file = folders.find(identifier)
-        annotation = root / "Annotations" / f"{identifier}.xml"
+        annotation = root / "Annotations" / f"{_without_ending(identifier)}.xml"
         if file is None:
             rejected.append(Rejected(identifier, folders.why_not(identifier)))
         elif not annotation.is_file():
             rejected.append(Rejected(identifier, "no annotation"))
         else:
             yield file, _objects(annotation)
+
+
+def _without_ending(identifier: str) -> str:
+    stem, ending = os.path.splitext(identifier)
+    return stem if ending.lower() in SUFFIXES else identifier
 
 
 def _objects(path: Path) -> frozenset[str]:
