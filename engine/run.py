@@ -168,4 +168,5 @@ class Run:
 def write_json(path: Path, content: Any) -> None:
     """JSON that a person can read, whole or not at all."""
     with replace_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        temporary.write_text(text + "\n", errors="backslashreplace")  # paths that are not UTF-8, as JSON escapes them

@@ -9,8 +9,8 @@ import platformdirs
 
 
 def cache_dir() -> Path:
-    """Folder for what can be made again; the environment's MANYLABEL_CACHE overrides the system's place."""
-    return Path(os.environ.get("MANYLABEL_CACHE") or platformdirs.user_cache_dir("manylabel"))
+    """Folder for what can be made again, absolute; the environment's MANYLABEL_CACHE overrides the system's place."""
+    return Path(os.environ.get("MANYLABEL_CACHE") or platformdirs.user_cache_dir("manylabel")).absolute()
 
 
 @contextmanager

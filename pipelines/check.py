@@ -95,6 +95,7 @@ class BackgroundCheck:
                 stderr=silent,
                 start_new_session=True,  # Ctrl-C is for the run
                 cwd=Path(__file__).parents[1],
+                env={**os.environ, "MANYLABEL_CACHE": str(cache_dir())},  # may be given from the folder we are in
             )
             if unchecked
             else None
@@ -125,7 +126,7 @@ def check_the_rest(root: Path) -> None:
 
 
 def _memory(root: Path) -> Path:
-    return cache_dir() / "checks" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.parquet"
+    return cache_dir() / "checks" / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.parquet"
 
 
 def _remembered(memory: Path) -> pl.DataFrame:

@@ -1,11 +1,14 @@
 """Presets are what they say, and impossible values are refused by name."""
 
 import json
+import os
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from engine.config import PRESETS, Config, resolve
+from engine.run import write_json
 from engine.schedule import learning_rate
 from pipelines import draws
 from pipelines.errors import InputError
@@ -89,3 +92,10 @@ def test_learning_rates() -> None:
     assert cosine[0] == 0.1
     assert cosine[50] == pytest.approx(0.05)
     assert all(a > b > 0 for a, b in pairwise(cosine))
+
+
+def test_a_folder_whose_name_is_no_text_comes_back(tmp_path: Path) -> None:
+    """Of bytes that are not UTF-8; what is written is."""
+    data = os.fsdecode("größe ".encode() + b"\xf6")
+    write_json(tmp_path / "config.json", resolve("demo", {"data": data}).values())
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["data"] == data

@@ -1,6 +1,7 @@
 """Layouts are recognised, bad pictures are named and left out, splits keep every label's share."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -251,6 +252,29 @@ def test_a_start_opens_few_pictures_and_the_rest_is_checked_behind_it(
     assert len(opened) == 20
     with BackgroundCheck(root) as check:
         assert check.process is None  # nothing is left to look at
+
+
+def test_the_check_behind_a_start_finds_a_cache_that_is_named_from_here(
+    table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = table(pictures=40)
+    (root / "images" / "31.jpg").write_text("no picture")
+    monkeypatch.setattr("pipelines.check.FOREGROUND", 10)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MANYLABEL_CACHE", "cache")
+    read_dataset(Path("data"))
+    with BackgroundCheck(root) as check:
+        assert check.process is not None
+        assert check.process.wait(60) == 0
+    assert [file for file, _ in check.found()] == ["images/31.jpg"]
+
+
+def test_a_folder_whose_name_is_no_text(table: Make) -> None:
+    """Of bytes that are not UTF-8, as old archives have them."""
+    root = table()
+    other = root.with_name(os.fsdecode(b"gr\xf6\xdfe"))
+    root.rename(other)
+    assert len(read_dataset(other).files) == 24
 
 
 def test_many_bad_pictures_among_few_opened_ones_make_it_open_all(table: Make, monkeypatch: pytest.MonkeyPatch) -> None:
