@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -18,6 +18,9 @@ import polars as pl
 from pipelines.augment import DECODE_ERRORS
 from pipelines.cache import cache_dir, replace_file
 from pipelines.shards import location, read, read_or_none, size_and_time, without_location
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 BATCH = 16  # decoded pictures that are in memory together
 FOREGROUND = 2000  # files that are decoded before training begins
@@ -195,16 +198,21 @@ def _decodes(path: str) -> bool:
 
 
 def _misread(path: str) -> str:
-    """A reason against a picture that decodes, but to something else than a viewer shows: TIFF of 32-bit numbers."""
+    """A reason against a picture that decodes, but to something else than a viewer shows."""
     from PIL import Image
 
     if not without_location(path).lower().endswith((".tif", ".tiff")):
         return ""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(read(path))) as image:
-            return "numbers of 32 bits are not supported" if image.mode in ("F", "I") else ""
+            return unsupported(image)
     except Exception:  # whatever it is that Pillow cannot read, the decoder could
         return ""
+
+
+def unsupported(image: "Image.Image") -> str:
+    """A reason against a picture by its header: the decoder makes something else of a TIFF of 32-bit numbers."""
+    return "numbers of 32 bits are not supported" if image.format == "TIFF" and image.mode in ("F", "I") else ""
 
 
 def _reason(path: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.augment import DECODE_ERRORS, PictureSpec, decode, letterbox
-from pipelines.check import decode_failures
+from pipelines.check import decode_failures, unsupported
 
 PREFETCH = 2  # batches that are made ahead
 BATCH_PIXELS = 1 << 26  # of the files together: a batch of very large photographs has fewer of them
@@ -158,7 +158,7 @@ def _pixels(path: str) -> int | str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return image.width * image.height
+                return unsupported(image) or image.width * image.height
     except UnidentifiedImageError:
         return "not a picture" if os.path.getsize(path) else "empty file"
     except FileNotFoundError:

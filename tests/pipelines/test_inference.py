@@ -63,6 +63,19 @@ def test_all_kinds_of_files(tmp_path: Path, save_kinds: Callable[[Path], tuple[l
     assert by_name["text.jpg"] == "not a picture"
 
 
+def test_tiffs_of_32_bit_numbers_are_refused_whatever_is_beside_them(tmp_path: Path) -> None:
+    """The decoder makes garbage of them without a word; PNGs of 16 bits are none of them."""
+    numbers = np.arange(40 * 60).reshape(40, 60)
+    Image.fromarray(numbers.astype(np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(numbers.astype(np.int32)).save(tmp_path / "whole.tiff")
+    Image.fromarray((numbers * 20).astype(np.uint16)).save(tmp_path / "16.png")
+    picture(1).save(tmp_path / "plain.tif")
+    names = ["float.tif", "whole.tiff", "16.png", "plain.tif"]
+    pixels, errors = outcome([str(tmp_path / name) for name in names], 4)
+    assert sorted(pixels) == [2, 3]
+    assert set(errors.values()) == {"numbers of 32 bits are not supported"}
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("files")
