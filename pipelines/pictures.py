@@ -1,6 +1,7 @@
 """Finds the picture that a row of a table means."""
 
 import os
+import unicodedata
 from pathlib import Path, PurePosixPath
 
 from pipelines.errors import reading
@@ -24,6 +25,7 @@ class PictureFolders:
         self.folders = [folder for folder in folders if os.path.isdir(root / folder)]
         self._names: dict[str, dict[str, str]] = {}
         self._stems: dict[str, dict[str, str]] = {}
+        self._composed: dict[str, dict[str, str]] = {}
         self._others: dict[str, dict[str, str]] = {}
         self._refused: dict[str, str] = {}
 
@@ -94,7 +96,16 @@ class PictureFolders:
             return found
         if folder not in self._stems:
             self._stems[folder] = _stems(self._names[folder])
-        return self._stems[folder].get(name)
+        found = self._stems[folder].get(name)
+        return found if found is not None or name.isascii() else self._look_up_composed(folder, name)
+
+    def _look_up_composed(self, folder: str, name: str) -> str | None:
+        """The same where one side has accents as characters of their own, as the files of a Mac have."""
+        if folder not in self._composed:
+            entries = self._names[folder].items()
+            names = {unicodedata.normalize("NFC", entry): path for entry, path in entries if not entry.isascii()}
+            self._composed[folder] = _stems(names) | names
+        return self._composed[folder].get(unicodedata.normalize("NFC", name))
 
     def _list(self, folder: str) -> dict[str, str]:
         place = self.root / folder

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,6 +216,20 @@ def test_rows_of_the_same_picture_are_merged(table: Make) -> None:
 
 def test_semicolons_and_byte_order_mark(table: Make) -> None:
     assert labels_of(table("\ufeffimage;tags\n0.jpg;a b\n1.jpg;a\n")) == {"0.jpg": {"a", "b"}, "1.jpg": {"a"}}
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_as_characters_of_their_own_are_the_same_name(table: Make, on_disk: str, in_table: str) -> None:
+    """A Mac's files beside a table from elsewhere."""
+    root = table("")
+    names = ["größe.jpg", "Bär.png"]
+    for name in names:
+        (root / "images" / unicodedata.normalize(on_disk, name)).touch()
+    rows = unicodedata.normalize(in_table, "größe.jpg,a\nBär,b\nBäume,a\n")
+    (root / "train.csv").write_text(f"image,labels\n0.jpg,a\n{rows}")
+    dataset = read_table(root)
+    assert dataset.files == ("images/0.jpg", *(unicodedata.normalize(on_disk, f"images/{name}") for name in names))
+    assert [unicodedata.normalize("NFC", rejected.file) for rejected in dataset.rejected] == ["Bäume"]
 
 
 def test_pictures_outside_the_folder_are_never_found(table: Make, tmp_path: Path) -> None:
