@@ -12,11 +12,12 @@ from pipelines.errors import InputError, reading
 from pipelines.pictures import SUFFIXES
 
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+SAMPLE = 1000  # rows that tell whether the first column only numbers them
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """A table of text: cells a column, short rows filled up with empty cells.
+    """A table of text: cells a column, short rows filled up with empty cells, what is too much kept in the last one.
 
     Attributes:
         path: the file.
@@ -69,16 +70,44 @@ def read_csv(path: Path, columns: int = 2, is_picture: Callable[[str], bool] = l
     kept = [i for i, name in enumerate(names) if name or not i]
     if len(kept) < columns:
         raise InputError(f"{path}: the table has one column only; a picture's name and its labels are needed")
+    first_lines = records.lines[1:]
+    notes = [*_encoding(content), *records.notes(), *_even(rows, len(names), separator, first_lines)]
+    while len(kept) > columns and _is_nameless(names[kept[0]]) and _numbers_rows(rows, kept[0], kept[1], is_picture):
+        kept.pop(0)
+        notes.append(f": the first column numbers the rows; pictures are named by {names[kept[0]]!r}")
     named = [names[i] for i in kept]
     twice = next((name for name in named if named.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"{path}: the column {twice!r} is there twice")
-    for row in rows:
-        if len(row) < len(names):
-            row += [""] * (len(names) - len(row))
     cells = {names[i]: [row[i].strip() for row in rows] for i in kept}
-    notes = tuple(f"{path.name}{note}" for note in (*_encoding(content), *records.notes()))
-    return Columns(path, tuple(named), cells, records.lines[1:], notes)
+    return Columns(path, tuple(named), cells, first_lines, tuple(f"{path.name}{note}" for note in notes))
+
+
+def _even(rows: list[list[str]], width: int, separator: str, lines: list[int]) -> list[str]:
+    """Gives each row as many cells as the header has; a note where that put cells together."""
+    longer = []
+    for line, row in zip(lines, rows, strict=True):
+        if len(row) < width:
+            row += [""] * (width - len(row))
+        elif len(row) > width and any(map(str.strip, row[width:])):
+            row[width - 1 :] = [separator.join(row[width - 1 :]).rstrip(f"{separator} ")]
+            longer.append(line)
+    if not longer:
+        return []
+    read = "they are read as part of the last"
+    return [f", line {longer[0]}: more cells than the header has; {read}{_more(longer)}"]
+
+
+def _is_nameless(column: str) -> bool:
+    return not column or column.startswith("Unnamed:")
+
+
+def _numbers_rows(rows: list[list[str]], first: int, second: int, is_picture: Callable[[str], bool]) -> bool:
+    """Whether the first column only numbers the rows, as pandas writes it: it is the second that names the pictures."""
+    numbers, names = ([row[i].strip() for row in rows[:SAMPLE]] for i in (first, second))
+    if all(map(str.isdecimal, names)) and len({*names}) < max(3, len({*numbers})):
+        return False  # 0 and 1, or counts, which are ids of pictures by chance
+    return sum(map(is_picture, names)) >= max(1, sum(map(is_picture, numbers)))
 
 
 def _encoding(content: bytes) -> list[str]:

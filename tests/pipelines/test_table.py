@@ -68,6 +68,48 @@ def test_columns_without_a_name_and_long_cells(table: Make) -> None:
     assert labels_of(root) == {"0.jpg": {"a"}, "1.jpg": {"b"}}
 
 
+@pytest.mark.parametrize("text", ["sea,sand", "sea,sand,,", "sea, sand, "])
+def test_cells_beyond_the_header_are_not_lost(table: Make, text: str) -> None:
+    """Labels with commas between them, and nothing around them."""
+    root = table(f"image,labels\n0.jpg,sun,\n1.jpg,{text}\n2.jpg,a,b,c\n")
+    assert labels_of(root) == {"0.jpg": {"sun"}, "1.jpg": {"sea", "sand"}, "2.jpg": {"a", "b", "c"}}
+    (note,) = read_table(root).notes
+    assert note.startswith("train.csv, line 3: more cells than the header has; they are read as part of the last (1 ")
+
+
+def test_a_cell_too_many_is_no_zero_or_one(table: Make) -> None:
+    rows = "".join(f"{i}.jpg,{i % 2},1{',0' if i == 7 else ''}\n" for i in range(20))
+    with pytest.raises(InputError, match=r"column 'sea' .*; line 9 has '1,0'"):
+        read_table(table("image,sun,sea\n" + rows))
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+@pytest.mark.parametrize("ending", [".jpg", ""])
+def test_the_index_that_pandas_writes_names_no_picture(table: Make, name: str, ending: str) -> None:
+    """Its numbers may be ids of other pictures, which would get the labels."""
+    rows = "".join(f"{i},{(i + 5) % 20}{ending},{'cat' if i % 2 else 'dog'}\n" for i in range(20))
+    root = table(f"{name},image,labels\n{rows}")
+    assert labels_of(root) == {f"{(i + 5) % 20}.jpg": {"cat" if i % 2 else "dog"} for i in range(20)}
+    assert read_table(root).notes == ("train.csv: the first column numbers the rows; pictures are named by 'image'",)
+    double = table(f",{name or 'Unnamed: 0'},image,labels\n" + "".join(f"7,{row}\n" for row in rows.splitlines()))
+    assert len(labels_of(double)) == 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ",labels\n0.jpg,cat\n1.jpg,dog\n",
+        ",count,labels\n0,1,cat\n1,1,dog\n2,1,\n",
+        ",cat,dog\n0,1,0\n1,0,1\n",
+        "Unnamed: 0,image,labels\n0.jpg,x,cat\n1.jpg,1,dog\n",
+    ],
+    ids=["two columns", "counts", "0/1", "some other names"],
+)
+def test_a_column_without_a_name_may_hold_the_pictures(table: Make, text: str) -> None:
+    got = labels_of(table(text))
+    assert (got["0.jpg"], got["1.jpg"]) == ({"cat"}, {"dog"})
+
+
 def test_encodings_are_told(table: Make) -> None:
     root = table("")
     (root / "train.csv").write_text("image,labels\n0.jpg,a\n", encoding="utf-16")
