@@ -174,5 +174,5 @@ def _map(draw: Callable[[Sequence[int]], int], chunks: Sequence[Sequence[int]], 
 
 def _write_table(path: Path, indices: Iterable[int]) -> None:
     with replace_file(path) as temporary, temporary.open("w", newline="") as file:
-        rows = ((picture_name(index), " ".join(row_labels(index))) for index in indices)
+        rows = ((picture_name(index), "|".join(row_labels(index))) for index in indices)
         csv.writer(file, lineterminator="\n").writerows([("image", "labels"), *rows])

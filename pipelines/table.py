@@ -1,18 +1,19 @@
 """Reader of the table layout: train.csv, optional val.csv and test.csv, pictures in a folder beside them.
 
-The first column names the picture. Labels are either one column of names (separated by `|`, `;`, `,` or blanks) or
-one 0/1 column a label. Any further columns, captions with commas, line breaks and stray quotes among them, are ignored.
-A `labels.txt` (a name a line) fixes the labels and their order; without it they are those of train.csv.
+The first column names the picture. Labels are either one column of names (separated by `|`, `;`, `,` or blanks, or a
+list) or one 0/1 column a label. Any further columns, captions with commas, line breaks and stray quotes among them, are
+ignored. A `labels.txt` (a name a line) fixes the labels and their order; without it they are those of train.csv.
 """
 
 import gc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipelines.dataset import SPLITS, Dataset, Rejected, label_order
 from pipelines.delimited import Columns, read_csv
 from pipelines.errors import InputError, reading
+from pipelines.label_cells import parted
 from pipelines.pictures import PictureFolders
 from pipelines.rows import Rows
 
@@ -21,6 +22,8 @@ PICTURE_FOLDERS = ("images", "data", "train", ".")
 NAMED = 10  # columns that a note lists
 ODD = 0.1  # share of cells up to which a column that is 0/1 otherwise is taken for a label with mistakes in it
 WORDS = {"false": False, "true": True, "": False}
+
+Counts = dict[str, tuple[int, int]]  # of each column but the first: filled cells, and those of them that are not 0/1
 
 
 def read_table(root: Path) -> Dataset:
@@ -43,21 +46,19 @@ def _read_table(root: Path) -> Dataset:
     # A split's own folder first: names may repeat in others.
     folders = {split: PictureFolders(root, (split, *PICTURE_FOLDERS)) for split in present}
     tables = {split: read_csv(root / f"{split}.csv", is_picture=folders[split].has) for split in present}
-    column = _label_column(tables["train"])
-    ignored: list[str] = []
+    counts = _counts(tables["train"])
+    column = _label_column(tables["train"], counts)
     if column is not None:
-        labels, names = _labels_by_name(root, tables, column)
+        labels, names, notes = _labels_by_name(root, tables, column)
     else:
-        labels, names = _labels_by_column(tables)
-        others = [name for name in tables["train"].header[1:] if name not in labels]
-        if 0 < len(others) <= NAMED:
-            ignored.append(f"train.csv: no labels, since not 0/1: {', '.join(map(repr, others))}")
+        labels, names = _labels_by_column(tables, counts)
+        notes = _no_labels(counts, labels)
 
     rows = Rows()
     for split, table in tables.items():
         rows.notes += table.notes
         rows.add(split, _found(table, names[split], folders[split], rows.rejected), f"{split}.csv")
-    rows.notes += ignored
+    rows.notes += notes
     return rows.dataset(root, "table", labels)
 
 
@@ -72,10 +73,24 @@ def _found(
             yield file, row_labels
 
 
-def _label_column(table: Columns) -> str | None:
+def _no_labels(counts: Counts, labels: Iterable[str]) -> list[str]:
+    """Notes on the columns beside the 0/1 columns that are labels."""
+    others = set(counts).difference(labels)
+    mostly = {name for name in others if 2 * counts[name][1] < counts[name][0]}
+    found = {"no labels, since not 0/1": others - mostly, "mostly but not only 0/1, so no labels": mostly}
+    in_order = {why: [repr(name) for name in counts if name in names] for why, names in found.items() if names}
+    return [f"train.csv: {why}: {_first(names)}" for why, names in in_order.items()]
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _label_column(table: Columns, counts: Counts) -> str | None:
     """The column of label names; None where there is one 0/1 column a label instead."""
     known = [column for column in table.header[1:] if column.lower() in LABEL_COLUMNS]
-    zero_one = _zero_one_columns(table, 0 if known else ODD)
+    zero_one = _zero_one_columns(counts, 0 if known else ODD)
     if known and set(zero_one) <= set(known[:1]):  # alone, a column of labels may hold labels called 0 and 1
         return known[0]
     if zero_one and not set(known) - set(zero_one):
@@ -98,16 +113,22 @@ def _zero_one(cell: str) -> bool | None:
         return None
 
 
-def _zero_one_columns(table: Columns, tolerated: float = ODD) -> list[str]:
-    """Columns that have 0 and 1 only, but for a share of the cells (and one cell at least, if any is tolerated)."""
-    found = []
+def _counts(table: Columns) -> Counts:
+    found = {}
     for name in table.header[1:]:
-        counts = Counter(table.cells[name])
-        filled = len(table.cells[name]) - counts[""]
-        odd = sum(count for cell, count in counts.items() if cell and _zero_one(cell) is None)
-        if filled - odd > (1 if odd else 0) and odd <= (tolerated and max(1, tolerated * filled)):
-            found.append(name)
+        cells = Counter(table.cells[name])
+        odd = sum(count for cell, count in cells.items() if cell and _zero_one(cell) is None)
+        found[name] = (len(table.cells[name]) - cells[""], odd)
     return found
+
+
+def _zero_one_columns(counts: Counts, tolerated: float = ODD) -> list[str]:
+    """Columns that have 0 and 1 only, but for a share of the cells (and one cell at least, if any is tolerated)."""
+    return [
+        name
+        for name, (filled, odd) in counts.items()
+        if filled - odd > (1 if odd else 0) and odd <= (tolerated and max(1, tolerated * filled))
+    ]
 
 
 def _meaning(table: Columns, label: str) -> dict[str, bool]:
@@ -128,50 +149,46 @@ def _meaning(table: Columns, label: str) -> dict[str, bool]:
 
 def _labels_by_name(
     root: Path, tables: dict[str, Columns], column: str
-) -> tuple[tuple[str, ...], dict[str, list[frozenset[str]]]]:
+) -> tuple[tuple[str, ...], dict[str, list[frozenset[str]]], list[str]]:
     for table in tables.values():
         if column not in table.header:
             raise InputError(f"{table.path}: column {column!r} is missing; train.csv has its labels there")
     cells = {split: table.cells[column] for split, table in tables.items()}
-    everything = [cell for values in cells.values() for cell in values]
-    separator = next((mark for mark in "|;," if any(mark in cell for cell in everything)), None)
-    cache: dict[str, frozenset[str]] = {}
-
-    def split_cell(cell: str) -> frozenset[str]:
-        if cell not in cache:
-            cache[cell] = frozenset(part.strip() for part in cell.split(separator) if part.strip())
-        return cache[cell]
-
-    names = {split: [split_cell(cell) for cell in values] for split, values in cells.items()}
-    fixed = root / "labels.txt"
-    if fixed.is_file():
-        with reading(fixed):
-            lines = fixed.read_text(encoding="utf-8-sig").splitlines()
-        labels = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    else:
-        labels = label_order(name for row in set(names["train"]) for name in row)
+    fixed = _fixed_labels(root / "labels.txt")
+    labels_of, notes = parted(set[str]().union(*cells.values()), frozenset(fixed or ()))
+    names = {split: [labels_of[cell] for cell in values] for split, values in cells.items()}
+    labels = label_order(name for row in set(names["train"]) for name in row) if fixed is None else fixed
     known = frozenset(labels)
     for split, rows in names.items():
         for picture, row in zip(tables[split].pictures, rows, strict=True):
             if not row <= known:
                 unknown = sorted(row - known)[0]
-                where = "labels.txt" if fixed.is_file() else "train.csv"
+                where = "train.csv" if fixed is None else "labels.txt"
                 path = tables[split].path
                 raise InputError(f"{path}: {picture} has the label {unknown!r}, which {where} does not have")
-    return labels, names
+    return labels, names, [f"column {column!r}: {note}" for note in notes]
+
+
+def _fixed_labels(path: Path) -> tuple[str, ...] | None:
+    """The labels that a file has a line each, once each; None where there is no such file."""
+    if not path.is_file():
+        return None
+    with reading(path):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
 def _labels_by_column(
-    tables: dict[str, Columns],
+    tables: dict[str, Columns], counts: Counts
 ) -> tuple[tuple[str, ...], dict[str, list[frozenset[str]]]]:
-    labels = tuple(_zero_one_columns(tables["train"]))
+    labels = tuple(_zero_one_columns(counts))
     names: dict[str, list[frozenset[str]]] = {}
     for split, table in tables.items():
         missing = [label for label in labels if label not in table.header]
         if missing:
             raise InputError(f"{table.path}: column {missing[0]!r} is missing; it is a label in train.csv")
         if split != "train":
-            unknown = [column for column in _zero_one_columns(table) if column not in tables["train"].header]
+            unknown = [column for column in _zero_one_columns(_counts(table)) if column not in tables["train"].header]
             if unknown:
                 raise InputError(f"{table.path}: column {unknown[0]!r} is unknown; train.csv does not have it")
         meanings = [_meaning(table, label) for label in labels]

@@ -110,6 +110,73 @@ def test_a_column_without_a_name_may_hold_the_pictures(table: Make, text: str) -
     assert (got["0.jpg"], got["1.jpg"]) == ({"cat"}, {"dog"})
 
 
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (["['traffic light', \"dog's\"]", "[]", ""], {"traffic light", "dog's"}),
+        (['["traffic light", "B\\u00e4r"]', '["a \\"b\\""]'], {"traffic light", "Bär", 'a "b"'}),
+        (["['traffic light' 'dog'\n 'cat']", "['dog']"], {"traffic light", "dog", "cat"}),
+        (["[ 1  5]", "[10]"], {"1", "5", "10"}),
+        (["[1, 5]", "[]"], {"1", "5"}),
+        (["[traffic light, dog]", "[traffic light]"], {"traffic light", "dog"}),
+        (["[cat, 'traffic light']"], {"cat", "traffic light"}),
+        (["[old] cat|[old] dog", "[old]"], {"[old] cat", "[old] dog", "[old]"}),
+    ],
+    ids=["Python", "JSON", "numpy", "numpy numbers", "numbers", "bare", "half", "none"],
+)
+def test_lists_that_programs_write(table: Make, cells: list[str], labels: set[str]) -> None:
+    text = io.StringIO()
+    csv.writer(text).writerows([("image", "labels"), *((f"{i}.jpg", cell) for i, cell in enumerate(cells))])
+    root = table(text.getvalue())
+    assert set(read_table(root).labels) == labels
+    assert not read_table(root).notes
+
+
+@pytest.mark.parametrize(
+    ("cells", "note"),
+    [
+        (("a|b", "c;d"), "labels are separated by '|'; ';' stays part of them"),
+        (("a|b", "c;d,e"), "labels are separated by '|'; ';' and ',' stay part of them"),
+        (
+            ("cat", "traffic light"),
+            "labels are separated by blanks; for names with blanks put | between labels or list them in labels.txt",
+        ),
+        (("1 12", "3"), None),
+        (("a|traffic light", "b"), None),
+        (("cat", "dog"), None),
+    ],
+)
+def test_what_separates_labels_is_told_where_it_is_a_guess(
+    table: Make, cells: tuple[str, ...], note: str | None
+) -> None:
+    rows = "".join(f'{i}.jpg,"{cell}"\n' for i, cell in enumerate(cells))
+    assert read_table(table(f"image,labels\n{rows}")).notes == ((f"column 'labels': {note}",) if note else ())
+
+
+def test_labels_txt_may_have_a_cell_as_a_whole(table: Make) -> None:
+    root = table('image,label\n0.jpg,traffic light\n1.jpg,dog\n2.jpg,"red, orange"\n3.jpg,dog traffic\n')
+    (root / "labels.txt").write_text("dog\ntraffic light\nred, orange\ntraffic\n")
+    assert labels_of(root) == {
+        "0.jpg": {"traffic light"},
+        "1.jpg": {"dog"},
+        "2.jpg": {"red, orange"},
+        "3.jpg": {"dog", "traffic"},
+    }
+    assert not read_table(root).notes
+
+
+def test_columns_that_are_no_labels_are_told_however_many_they_are(table: Make) -> None:
+    """Those with -1 for uncertain by themselves: their author takes them for labels."""
+    others = [f"text{i}" for i in range(12)]
+    rows = "".join(f"{i}.jpg,{i % 2},{-1 if i % 3 == 0 else 1}{',x' * 12}\n" for i in range(20))
+    dataset = read_table(table(f"image,sun,Edema,{','.join(others)}\n{rows}"))
+    assert dataset.labels == ("sun",)
+    assert dataset.notes == (
+        f"train.csv: no labels, since not 0/1: {', '.join(map(repr, others[:10]))} and 2 more",
+        "train.csv: mostly but not only 0/1, so no labels: 'Edema'",
+    )
+
+
 def test_encodings_are_told(table: Make) -> None:
     root = table("")
     (root / "train.csv").write_text("image,labels\n0.jpg,a\n", encoding="utf-16")

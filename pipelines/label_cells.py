@@ -1,0 +1,57 @@
+"""Cells of several labels: what stands between them, and lists as programs write them into a table."""
+
+import contextlib
+import json
+import re
+from collections.abc import Collection, Iterable
+
+MARKS = "|;,"
+_ITEM = re.compile(r"""(["'])(.*?)\1(?=[\s,\]])|[^\s,\[\]]+""", re.DOTALL)
+
+
+def parted(cells: Collection[str], known: frozenset[str]) -> tuple[dict[str, frozenset[str]], list[str]]:
+    """The labels in each of the cells, and notes on what is guessed.
+
+    Args:
+        cells: as they stand in the table.
+        known: labels that are fixed beforehand: a cell that is one of them as a whole is not parted, and nothing is
+            noted, since a label that is none of them is an error anyway.
+    """
+    whole = {cell: frozenset((cell,)) for cell in known.intersection(cells)}
+    texts = {cell: cell for cell in cells if cell not in whole}
+    if _are_lists(texts):
+        if any(quote in cell for cell in texts for quote in "\"'"):
+            return whole | {cell: _items(cell) for cell in texts}, []
+        texts = {cell: cell[1:-1] for cell in texts}
+    marks = [mark for mark in MARKS if any(mark in text for text in texts.values())]
+    separator = marks[0] if marks else None
+    labels = {cell: _names(text.split(separator)) for cell, text in texts.items()}
+    return whole | labels, [] if known else _notes(marks, texts.values())
+
+
+def _are_lists(cells: Collection[str]) -> bool:
+    return any(cells) and all(cell[0] == "[" and cell[-1] == "]" for cell in cells if cell)
+
+
+def _items(cell: str) -> frozenset[str]:
+    """Of a list as Python, JSON or numpy writes it."""
+    return _names(_unescaped(item[2]) if item[1] else item[0] for item in _ITEM.finditer(cell))
+
+
+def _unescaped(text: str) -> str:
+    with contextlib.suppress(ValueError):  # no text of JSON, whose letters may be numbers
+        return str(json.loads(f'"{text}"'))
+    return text
+
+
+def _names(parts: Iterable[str]) -> frozenset[str]:
+    return frozenset(name for part in parts if (name := part.strip()))
+
+
+def _notes(marks: list[str], texts: Iterable[str]) -> list[str]:
+    if len(marks) > 1:
+        others = f"{' and '.join(map(repr, marks[1:]))} {'stay' if marks[2:] else 'stays'}"
+        return [f"labels are separated by {marks[0]!r}; {others} part of them"]
+    if not marks and any(len(text.split()) > 1 and not text.replace(" ", "").isdecimal() for text in texts):
+        return ["labels are separated by blanks; for names with blanks put | between labels or list them in labels.txt"]
+    return []
