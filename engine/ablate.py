@@ -103,10 +103,11 @@ def ablate(arguments: Arguments) -> int:
     from pipelines.progress import say
 
     _check(arguments)
-    dataset = _dataset(arguments)
+    begun = _begun(arguments.out / "study.json")
+    dataset = _dataset(arguments, None if begun is None else begun.get("rejected"))
     say(dataset.summary())
     with command.Interrupt() as interrupt:
-        study = Study(arguments, _plan(arguments, dataset, interrupt))
+        study = Study(arguments, _plan(arguments, dataset, begun, interrupt))
         try:
             _run(study, interrupt)
             done = [(run.arm, run.seed, run.folder) for run in study.planned() if _finished(run.folder)]
@@ -184,20 +185,41 @@ def _common(arguments: Arguments) -> dict[str, Any]:
     }
 
 
-def _dataset(arguments: Arguments) -> "Dataset":
+def _dataset(arguments: Arguments, known_bad: dict[str, str] | None) -> "Dataset":
     from engine.data import read_data
 
-    return read_data(arguments.data, _config(arguments, arguments.arms[0], 0))
+    return read_data(arguments.data, _config(arguments, arguments.arms[0], 0), known_bad)
 
 
-def _plan(arguments: Arguments, dataset: "Dataset", stopped: Callable[[], bool]) -> dict[str, int]:
-    """Epochs of each arm; study.json holds them, and the options that must stay the same when the study goes on.
+def _begun(path: Path) -> dict[str, Any] | None:
+    """What study.json holds; None where no study has begun.
+
+    Raises:
+        InputError: something else is in it.
+    """
+    import json
+
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        found["epochs"] = {str(arm): int(count) for arm, count in found["epochs"].items()}
+        found["options"] = dict(found["options"])
+        found["rejected"] = dict(found["rejected"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path}: not a study's; another --out begins anew") from None
+    return found
+
+
+def _plan(
+    arguments: Arguments, dataset: "Dataset", begun: dict[str, Any] | None, stopped: Callable[[], bool]
+) -> dict[str, int]:
+    """Epochs of each arm. study.json holds them, the options that must stay the same when the study goes on, and the
+    pictures that it leaves out.
 
     Raises:
         InputError: another study is in the folder.
     """
-    import json
-
     from engine.pace import seconds_an_epoch
     from engine.run import write_json
     from pipelines.progress import say
@@ -205,16 +227,10 @@ def _plan(arguments: Arguments, dataset: "Dataset", stopped: Callable[[], bool])
     path = arguments.out / "study.json"
     options = {name: value for name, value in _common(arguments).items() if name not in ("data", "device")}
     options |= {"budget_minutes": arguments.budget_minutes, "fingerprint": dataset.fingerprint()}
-    found: dict[str, Any] = {"options": options, "epochs": {}}
-    try:
-        if path.exists():
-            found = json.loads(path.read_text())
-        changed = [name for name in options if found["options"].get(name) != options[name]]
-        epochs = {str(arm): int(count) for arm, count in found["epochs"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path}: not a study's; another --out begins anew") from None
+    changed = [] if begun is None else [name for name in options if begun["options"].get(name) != options[name]]
     if changed:
         raise InputError(f"{path}: the study there has another {changed[0]}; another --out begins anew")
+    epochs: dict[str, int] = {} if begun is None else begun["epochs"]
     for arm in arguments.arms:
         if arm in epochs:
             continue
@@ -227,7 +243,8 @@ def _plan(arguments: Arguments, dataset: "Dataset", stopped: Callable[[], bool])
             epochs[arm] = max(1, round(60 * arguments.budget_minutes / seconds))
             say(f"{ARMS[arm].title}: {seconds:.0f} s an epoch, {epochs[arm]} epochs")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"options": options, "epochs": epochs})
+    rejected = {row.file: row.reason for row in dataset.rejected}
+    write_json(path, {"options": options, "epochs": epochs, "rejected": rejected})
     return epochs
 
 
@@ -235,7 +252,8 @@ def _finished(folder: Path) -> bool:
     from engine.run import Run
 
     run = Run(folder)
-    return run.report.exists() and run.thresholds.exists()
+    reported = run.reported()
+    return reported is not None and reported[1] and run.thresholds.exists()
 
 
 def _command(study: Study, run: Planned) -> list[str]:
@@ -244,7 +262,7 @@ def _command(study: Study, run: Planned) -> list[str]:
 
     start = [sys.executable, "-m", "engine.train"]
     if Run(run.folder).config.exists():
-        return [*start, "--resume", str(run.folder)]
+        return [*start, "--resume", str(run.folder), *command_line({"device": study.arguments.device})]
     values = {**ARMS[run.arm].values, **_common(study.arguments), "seed": run.seed, "out": run.folder}
     values |= {"epochs": study.epochs[run.arm], "format": values.pop("layout")}
     return [*start, *command_line({**values, "amp": values["amp"] or None})]

@@ -10,7 +10,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,15 +39,15 @@ class AnswerFile:
         digest: of what decides the answers.
         resume: whether to go on with an interrupted file.
         rank: of this process among several that answer for a part of the files each. Each has a file of its own until
-            the first puts them together.
+            the first, who alone knows what was there already, puts them together.
 
     Attributes:
-        done: files that were there already, whichever process answered for them.
+        done: files that were there already, whichever process answered for them; with the first.
         rows, unreadable: of this process so far, and with the first those that were there already.
 
     Raises:
-        InputError: another ending, a folder, a place that cannot be written, an interrupted file without `resume`, or
-            none with.
+        InputError: another ending, a folder, a place that cannot be written, and with the first an interrupted file
+            without `resume`, or none with.
     """
 
     def __init__(self, out: Path, labels: Sequence[str], digest: str, resume: bool, rank: int = 0) -> None:
@@ -58,22 +58,14 @@ class AnswerFile:
         self.out, self.labels = out, list(labels)
         self._name = f"{out.name}.{digest}"
         self.partial = out.with_name(f"{self._name}{f'.{rank}' if rank else ''}.partial")
-        there = self._partials()
-        if self.partial.exists() and not resume:
-            raise InputError(
-                f"{self.partial} is left from an interrupted run; --resume goes on, deleting it starts anew"
-            )
-        if resume and not there:
-            raise InputError(f"--resume: no interrupted run of this network with these options wrote {out}")
         self.rows = self.unreadable = 0
         self.done: set[str] = set()
+        self._own: set[str] = set()  # of `done`, those in this process's file
         try:
-            for path in there if resume else ():
-                self._take_up(path, path == self.partial)
-            if rank:
-                self.rows = self.unreadable = 0  # the first has counted them
-            else:
-                self.rows = len(self.done)
+            if not rank:
+                self._take_up(resume)
+            elif resume and self.partial.exists():
+                os.truncate(self.partial, sum(len(line) for _, line in _rows(self.partial)))
             self._file = self.partial.open("a", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{out}: cannot be written: {error.strerror}") from None
@@ -84,29 +76,40 @@ class AnswerFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         with contextlib.suppress(OSError):  # the disk is full
             self._file.close()
-        if self.partial.exists() and not self.partial.stat().st_size:
-            self.partial.unlink()
+        with contextlib.suppress(FileNotFoundError):  # the first process has put it to the others
+            if not self.partial.stat().st_size:
+                self.partial.unlink()
 
     def _partials(self) -> list[Path]:
-        """The files of all processes, the first one's first."""
+        """The files of all processes that have something in them, the first one's first."""
         own = self.out.with_name(f"{self._name}.partial")
         others = self.out.parent.glob(f"{glob.escape(self._name)}.*.partial")
-        return [path for path in (own, *sorted(others, key=lambda path: int(path.suffixes[-2][1:]))) if path.exists()]
+        ordered = (own, *sorted(others, key=lambda path: int(path.suffixes[-2][1:])))
+        return [path for path in ordered if path.exists() and path.stat().st_size]
 
-    def _take_up(self, path: Path, own: bool) -> None:
-        """Notes whose photographs are there; of its own file it cuts off a line that was not finished."""
-        whole = 0
-        with path.open("rb") as file:
-            for line in file:
-                try:
-                    row = json.loads(line) if line.endswith(b"\n") else {}
+    def _take_up(self, resume: bool) -> None:
+        """Notes whose photographs are there; of the own file it cuts off a line that was not finished.
+
+        Raises:
+            InputError: there is something without `resume`, or nothing with.
+        """
+        there = self._partials()
+        if there and not resume:
+            each = ", ".join(map(str, there))
+            raise InputError(f"{each} is left from an interrupted run; --resume goes on, deleting it starts anew")
+        if resume and not there:
+            raise InputError(f"--resume: no interrupted run of this network with these options wrote {self.out}")
+        for path in there:
+            whole = 0
+            for row, line in _rows(path):
+                whole += len(line)
+                if row["file"] not in self.done:  # in two files if putting them together was interrupted
                     self.done.add(row["file"])
                     self.unreadable += row["error"] is not None
-                except (ValueError, KeyError, TypeError):
-                    break
-                whole += len(line)
-        if own:
-            os.truncate(path, whole)
+            if path == self.partial:
+                os.truncate(path, whole)
+                self._own = set(self.done)
+        self.rows = len(self.done)
 
     def add(
         self,
@@ -151,8 +154,7 @@ class AnswerFile:
         try:
             others = [path for path in self._partials() if path != self.partial]
             for path in others:
-                with path.open(encoding="utf-8") as file:
-                    self._file.writelines(line for line in file if line.endswith("\n"))
+                self._file.writelines(line.decode() for row, line in _rows(path) if row["file"] not in self._own)
             self._file.flush()
             os.fsync(self._file.fileno())
             if self.out.suffix.lower() == ".jsonl":
@@ -162,7 +164,7 @@ class AnswerFile:
                     self._convert(temporary)
                 self.partial.unlink()
             for path in others:
-                path.unlink()
+                path.unlink(missing_ok=True)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise self._failed(error) from None
 
@@ -186,6 +188,19 @@ class AnswerFile:
     def _failed(self, error: Exception) -> InputError:
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
         return InputError(f"{self.out}: cannot be written: {why}; what is done is in {self.partial}, --resume goes on")
+
+
+def _rows(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Rows of JSON lines, each with its line, up to one that was not finished."""
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line) if line.endswith(b"\n") else {}
+                if not isinstance(row["file"], str) or "error" not in row:
+                    return
+            except (ValueError, KeyError, TypeError):
+                return
+            yield row, line
 
 
 def digest(content: bytes, threshold: float | None) -> str:

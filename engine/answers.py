@@ -1,6 +1,7 @@
 """The network's answers for the rows of a split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from engine.model import InceptionResNetV1
 from engine.ranks import ALONE, Ranks
 from pipelines.dataset import Dataset
 from pipelines.loader import PADDING, PictureStream, evaluation_stream
+
+MOST = 64  # pictures a batch: a run's may be of many processes and GPUs, and nothing is gained by more
 
 
 class Stopped(Exception):  # noqa: N818 -- nothing went wrong
@@ -109,7 +112,7 @@ def answers(
 
     Args:
         network: answers for `dataset`'s pictures; is moved to the device.
-        config: of its run, for picture size and batch size.
+        config: of its run, for picture size and the largest batch.
         progress: told pictures done and in all.
         ranks: who share the pictures.
 
@@ -119,15 +122,26 @@ def answers(
     """
     placement = decide(device, amp=False, compile="off", local=ranks.local)
     network.to(device=placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with _without_tf32():
         return predict_part(
             network,
             dataset,
             split,
-            config.batch_size,
+            min(config.batch_size, MOST),
             config.image_size,
             placement,
             ranks,
             stopped,
             progress,
         )
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Convolutions compute in float32 proper; flags() of torch.backends.cudnn would switch off what it is not given."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

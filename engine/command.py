@@ -8,8 +8,8 @@ from pipelines.command import BAD_INPUT, INTERRUPTED, OK, main, parse
 
 __all__ = ["BAD_INPUT", "INTERRUPTED", "OK", "STOPPED", "Interrupt", "main", "parse"]
 
-# Ctrl-C; what batch schedulers send before they take a job's machine away, and as an early warning.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Ctrl-C; what batch schedulers send before they take a job's machine away, and as an early warning; a closed terminal.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 STOPPED = tuple(128 + number for number in SIGNALS)  # exit status
 
 
@@ -17,14 +17,15 @@ class Interrupt:
     """A signal to stop as a question: false until it comes. Ctrl-C pressed again stops at once.
 
     Attributes:
-        status: to leave with, 128 + the signal's number: 130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1.
+        status: to leave with, 128 + the signal's number: 130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1, 129 SIGHUP.
     """
 
     def __init__(self) -> None:
         self.came, self.status = False, INTERRUPTED
 
     def __enter__(self) -> "Interrupt":
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]  # nohup
+        self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: Any) -> None:

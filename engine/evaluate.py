@@ -70,13 +70,14 @@ def _evaluate(arguments: Arguments, ranks: "Ranks") -> int:
     from engine.answers import Stopped
     from engine.data import data_of_run
     from engine.evaluation_table import print_figures
-    from engine.run import write_json
+    from engine.run import Run, write_json
     from engine.trained import load_trained
     from pipelines.progress import bar, say
 
     trained = ranks.from_first(lambda: load_trained(arguments.run))
     config = replace(trained.config, allow_bad=trained.config.allow_bad or arguments.allow_bad)
-    dataset = ranks.from_first(lambda: data_of_run(config, arguments.data, arguments.format))
+    own = Run(arguments.run).rejected_files() if arguments.data is None else None
+    dataset = ranks.from_first(lambda: data_of_run(config, arguments.data, arguments.format, own))
     for note in _notes(trained, dataset):
         say(note)
     with command.Interrupt() as interrupt, bar(f"evaluating {arguments.split}") as advance:
@@ -185,7 +186,7 @@ def _require_folders(arguments: Arguments) -> None:
 def _notes(trained: "Trained", dataset: "Dataset") -> list[str]:
     notes = [dataset.summary(), *dataset.left_out()]
     if trained.untuned:
-        notes.append("thresholds 0.5: the run has not finished and has none of its own")
+        notes.append(f"thresholds 0.5: the run has not finished and has none for epoch {trained.epoch}")
     lacking = [label for label in trained.labels if label not in set(dataset.labels)]
     unknown = [label for label in dataset.labels if label not in set(trained.labels)]
     if lacking or unknown:

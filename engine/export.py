@@ -98,9 +98,10 @@ def _dataset(arguments: Arguments, trained: "Trained") -> "Dataset":
         InputError: it is no longer there, or has other labels.
     """
     from engine.data import data_of_run
+    from engine.run import Run
     from pipelines.progress import say
 
-    dataset = data_of_run(trained.config, arguments.data, trained.config.layout)
+    dataset = data_of_run(trained.config, arguments.data, trained.config.layout, Run(arguments.run).rejected_files())
     if dataset.labels != trained.labels:
         raise InputError(f"{dataset.root}: has other labels than the run was trained for")
     if dataset.fingerprint() != trained.fingerprint:

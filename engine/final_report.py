@@ -23,8 +23,11 @@ def write_figures(
     stopped: Callable[[], bool],
     progress: Callable[[int, int], None],
     ranks: Ranks = ALONE,
+    finished: bool = False,
 ) -> None:
     """validation.npz, thresholds.json and report.json of a network, in float32 arithmetic; the first rank writes.
+
+    `finished`: whether training has come to its end, for those who wait for that.
 
     Raises:
         Stopped: `stopped` became true; nothing was written.
@@ -34,7 +37,7 @@ def write_figures(
         return
     found = Predicted.of(logits, rows, dataset)
     thresholds = tuned_thresholds(found.probabilities, found.targets).tolist()
-    content = {"split": "val", "epoch": epoch, "loss": found.loss}
+    content = {"split": "val", "epoch": epoch, "finished": finished, "loss": found.loss}
     draws = affordable_draws(*found.targets.shape)
     content |= figures(dataset.labels, found.probabilities, found.targets, thresholds, draws)
     found.save(run.validation)

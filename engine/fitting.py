@@ -1,8 +1,9 @@
-"""The largest batch that fits into memory, found by trying."""
+"""A batch that fits: no larger than an epoch, and the largest that memory has room for, found by trying."""
 
 import gc
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -10,11 +11,30 @@ from engine.config import Config
 from engine.device import Placement
 from engine.model import InceptionResNetV1
 from engine.step import WARM_UP, Step
+from pipelines.dataset import Dataset
 from pipelines.errors import InputError
 from pipelines.memory import free_memory
+from pipelines.progress import say
+from pipelines.sampling import epoch_rows
 
 SMALLEST = 2
 SPARE = 0.1  # of the memory, for the pipeline and what is saved
+
+
+def fitting_batch(config: Config, dataset: Dataset) -> Config:
+    """The configuration with a batch no larger than an epoch.
+
+    Raises:
+        InputError: an epoch has fewer than two pictures.
+    """
+    targets = dataset.targets[dataset.splits["train"]]
+    rows = len(epoch_rows(targets, config.sampling, config.seed, 0, config.oversample_target))
+    if rows < 2:
+        raise InputError(f"{dataset.root}: {rows} training pictures are too few")
+    if rows < config.batch_size:
+        say(f"batch size {rows}, since an epoch has no more pictures")
+        return replace(config, batch_size=rows)
+    return config
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -102,7 +102,7 @@ def _infer(arguments: Arguments, ranks: "Ranks") -> int:
         AnswerFile(arguments.out, description.labels, version, arguments.resume, ranks.rank) as predictions,
         command.Interrupt() as interrupt,
     ):
-        left = [path for path in paths if as_text(path) not in predictions.done]
+        left = ranks.from_first(lambda: [path for path in paths if as_text(path) not in predictions.done])
         already = f", {len(paths) - len(left):,} of them done" if predictions.done else ""
         say(f"{len(paths):,} photographs{already}; {classifier.note}")
         own = left[ranks.part(len(left))]

@@ -20,7 +20,8 @@ def loader_report(trainer: Trainer) -> list[str]:
     ready = _own(next(batches))
     trainer.model.train()
     step_seconds = _seconds(trainer, lambda: _step(trainer, ready), 3)
-    steps = max(3, round(SECONDS / step_seconds))
+    # As many on each rank: a step has them wait for each other.
+    steps = min(trainer.ranks.gather(max(3, round(SECONDS / step_seconds))))
     load, compute, both, waits = [], [], [], []
     for _ in range(ROUNDS):
         load.append(_seconds(trainer, lambda: next(batches), steps))

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from engine.answers import predict
 from engine.config import Config
 from engine.device import decide
+from engine.fitting import fitting_batch
 from engine.run import Run
 from engine.trainer import Trainer
 from pipelines.dataset import Dataset
@@ -34,6 +35,7 @@ def seconds_a_step(trainer: Trainer) -> float:
 def seconds_an_epoch(config: Config, dataset: Dataset) -> float:
     """Seconds of training and validating once."""
     placement = decide(config.device, config.amp, config.compile)
+    config = fitting_batch(config, dataset)
     with TemporaryDirectory() as folder:
         trainer = Trainer(config, dataset, placement, Run(Path(folder)), lambda: False)
         step = seconds_a_step(trainer)

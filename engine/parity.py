@@ -17,8 +17,10 @@ from engine.thresholds import tuned_thresholds
 from engine.trained import Trained
 from pipelines.augment import PictureSpec
 from pipelines.dataset import Dataset
+from pipelines.errors import InputError
 from pipelines.inference import Photographs
 from pipelines.loader import evaluation_stream
+from pipelines.shards import as_files
 
 TOLERANCE: dict[tuple[Precision, bool], float] = {
     ("fp32", False): 1e-4,
@@ -86,10 +88,14 @@ def compare(
         )
     expected = torch.sigmoid(logits).numpy()
     classifier = Classifier.of(content, description, "cpu", BATCH)
-    answers = np.empty_like(expected)
-    for found in classifier.stream([str(dataset.root / dataset.files[row]) for row in rows]):
-        answers[found.readable] = found.probabilities
-        progress(len(rows) + found.numbers.stop, steps)
+    answers = np.full_like(expected, np.nan)
+    with as_files(dataset.root, [dataset.files[row] for row in rows]) as paths:
+        for found in classifier.stream(paths):
+            answers[found.readable] = found.probabilities
+            progress(len(rows) + found.numbers.stop, steps)
+    unread = np.flatnonzero(np.isnan(answers).any(1))
+    if len(unread):
+        raise InputError(f"{dataset.root}: {dataset.files[rows[unread[0]]]} can no longer be read")
     targets, difference = dataset.targets[rows], np.abs(answers - expected)
     pairs = [
         (scores(expected, targets, at).micro_f1, scores(answers, targets, at).micro_f1)
@@ -113,8 +119,10 @@ def thresholds_of_the_others(probabilities: NDArray[np.float32], targets: NDArra
 def calibration_pictures(dataset: Dataset, config: Config) -> NDArray[np.uint8]:
     """[N, size, size, 3] training pictures, drawn with the run's seed."""
     rows = np.random.default_rng(config.seed).permutation(dataset.splits["train"])[:CALIBRATION]
-    paths = [str(dataset.root / dataset.files[row]) for row in rows]
     spec = PictureSpec(config.image_size, threads=torch.get_num_threads())
-    batches = [np.array(p.images.as_tensor()) for p in Photographs(paths, BATCH, spec) if p.readable]
+    with as_files(dataset.root, [dataset.files[row] for row in rows]) as paths:
+        batches = [np.array(p.images.as_tensor()) for p in Photographs(paths, BATCH, spec) if p.readable]
+    if not batches:
+        raise InputError(f"{dataset.root}: none of its training pictures can be read")
     pictures: NDArray[np.uint8] = np.concatenate(batches)
     return pictures

@@ -12,6 +12,7 @@ from pipelines.errors import InputError
 if TYPE_CHECKING:
     from engine.predicted import Predicted
     from engine.run import Run
+    from engine.trained import Trained
     from pipelines.dataset import Dataset
 
 ENOUGH = 5  # pictures from which on a label is called weak
@@ -45,16 +46,14 @@ def report(arguments: Arguments) -> int:
     from engine.answers import Stopped
     from engine.final_report import write_figures
     from engine.run import Run
-    from engine.trained import load_trained
     from pipelines.progress import bar, say
 
     run = Run(arguments.run)
     content = run.read_config()
-    finished = all(path.exists() for path in (run.report, run.thresholds, run.validation))
-    dataset = _dataset(run, content, arguments.data, needed=not finished)
-    if not finished:
+    trained = _unreported(run)
+    dataset = _dataset(run, content, arguments.data, needed=trained is not None)
+    if trained is not None:
         assert dataset is not None
-        trained = load_trained(arguments.run)
         if trained.labels != dataset.labels:
             raise InputError(f"{dataset.root}: has other labels than the run was trained for")
         say(f"figures of epoch {trained.epoch}, the best so far")
@@ -74,6 +73,20 @@ def report(arguments: Arguments) -> int:
     write_page(run, dataset)
     say(f"{run.page}")
     return command.OK
+
+
+def _unreported(run: "Run") -> "Trained | None":
+    """The run's best network, if it has no figures yet or those of an epoch that it has left behind."""
+    from engine.trained import load_trained
+
+    if not all(path.exists() for path in (run.report, run.thresholds, run.validation)):
+        return load_trained(run.folder)
+    reported = run.reported()
+    try:
+        trained = load_trained(run.folder)
+    except InputError:  # its checkpoints are gone, which a page can do without
+        return None
+    return trained if reported is not None and reported[0] != trained.epoch else None
 
 
 def _dataset(run: "Run", content: dict[str, Any], data: Path | None, needed: bool) -> "Dataset | None":

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -105,6 +106,25 @@ class Run:
             raise InputError(f"{error.filename or self.folder}: cannot be written: {error.strerror}") from None
 
     @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other process trains in the folder while the context lasts; the lock goes with the process, however it
+        ends. Where files cannot be locked, as in some network's folders, nobody is kept out.
+
+        Raises:
+            InputError: one does already.
+        """
+        folder = os.open(self.last.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with contextlib.suppress(OSError):
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise InputError(f"{self.folder}: another process is training in it") from None
+            yield
+        finally:
+            os.close(folder)
+
+    @contextlib.contextmanager
     def created(self) -> Iterator[None]:
         """A new run's folder; what an error leaves there without a checkpoint is taken away, lest it be in the way."""
         try:
@@ -123,6 +143,15 @@ class Run:
                 file.unlink(missing_ok=True)
             for folder in (self.last.parent, self.figures, self.tensorboard, self.folder):
                 folder.rmdir()
+
+    def reported(self) -> tuple[int, bool] | None:
+        """The epoch that report.json and the thresholds beside it are of, and whether training had come to its end;
+        None where there is no report."""
+        try:
+            content = json.loads(self.report.read_text())
+            return int(content["epoch"]), content.get("finished") is True
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
 
     def read_config(self) -> dict[str, Any]:
         """The content of config.json.

@@ -185,7 +185,8 @@ class Step:
         if self.muon is not None:
             self.muon.load_state_dict(state["muon"])  # type: ignore[arg-type]
             self.muon.param_groups[0]["lr"] = self.optimizer.param_groups[0]["lr"]
-        self.scaler.load_state_dict(state["scaler"])  # type: ignore[arg-type]
+        if state["scaler"]:  # empty of a run that had none so far, on another device
+            self.scaler.load_state_dict(state["scaler"])  # type: ignore[arg-type]
         if self.average is not None:
             self.average.restore(state["average"])  # type: ignore[arg-type]
         self.loss_sum.copy_(state["loss_sum"])  # type: ignore[arg-type]

@@ -133,9 +133,10 @@ def train(arguments: Arguments) -> int:
 
 def _train(arguments: Arguments, ranks: "Ranks", watchdog: "Watchdog", interrupt: command.Interrupt) -> int:
     from engine.answers import Stopped
+    from engine.fitting import fitting_batch
     from engine.run import write_json
     from engine.trainer import OutOfMemory, Trainer
-    from engine.weights import has_block8, load_weights, read_weights
+    from engine.weights import load_weights, read_weights
     from pipelines.check import BackgroundCheck
     from pipelines.progress import say
 
@@ -145,14 +146,16 @@ def _train(arguments: Arguments, ranks: "Ranks", watchdog: "Watchdog", interrupt
     placement = decide(config.device, config.amp, config.compile, ranks.local)
     for note in placement.notes:
         say(note)
-    fresh = config.init if resumed is None else None
-    weights = {} if fresh is None else ranks.from_first(lambda: read_weights(Path(fresh)))
-    if weights:
-        config = replace(config, block8=has_block8(weights))
+    # A run that was killed before its first checkpoint begins anew.
+    begun = resumed is not None and ranks.from_first(lambda: run.last.exists() or run.previous.exists())
+    fresh = None if begun else config.init
+    weights = None if fresh is None else ranks.from_first(lambda: read_weights(Path(fresh)))
+    if weights is not None:
+        config = replace(config, block8=weights.block8)
     dataset = ranks.from_first(lambda: _dataset(config, None if resumed is None else run.rejected_files()))
     if not dataset.root.is_dir():
         raise InputError(f"rank {ranks.rank}: {dataset.root}: is not there on this machine")
-    config = _fitting_batch(config, dataset)
+    config = fitting_batch(config, dataset)
     if arguments.batch_size == "auto" and resumed is None:
         config = replace(config, batch_size=_largest_batch(config, dataset, placement, ranks))
         say(f"batch size {config.batch_size}, as large as fits, an eighth of an epoch at most")
@@ -165,22 +168,21 @@ def _train(arguments: Arguments, ranks: "Ranks", watchdog: "Watchdog", interrupt
         for line in loader_report(trainer):
             say(line)
         return command.OK
-    if resumed is not None:
-        ranks.from_first(run.create)
-        trainer.restore()
-        if ranks.first and resumed != {
-            **resumed,
-            **config.values(),
-        }:  # what was given beside --resume holds from now on
-            write_json(run.config, {**resumed, **config.values()})
-    elif fresh is not None:
-        say(load_weights(trainer.model, weights, Path(fresh)))
     try:
         # Only now: bad input so far leaves no folder behind.
         with ExitStack() as stack:
+            if resumed is not None:
+                ranks.from_first(lambda: _hold(run, stack))
+                trainer.restore()
+                now = {**resumed, **config.values()}
+                if ranks.first and resumed != now:  # what was given beside --resume holds from now on
+                    write_json(run.config, now)
+            if weights is not None:
+                say(load_weights(trainer.model, weights, dataset.labels))
             if ranks.first:
                 if resumed is None:
                     stack.enter_context(run.created())
+                    stack.enter_context(run.locked())
                     _record(run, config, dataset)
                 check = stack.enter_context(BackgroundCheck(dataset.root))
                 _describe(run, config, dataset, placement, ranks)
@@ -206,6 +208,12 @@ def _train(arguments: Arguments, ranks: "Ranks", watchdog: "Watchdog", interrupt
         f"out of memory with --batch-size {config.batch_size}; {fitting} is the largest that fits here, and "
         f"--accumulate N makes an update of N such batches"
     )
+
+
+def _hold(run: "Run", stack: ExitStack) -> None:
+    """The folder of a run to go on with is there, and ours alone until the stack is left."""
+    run.create()
+    stack.enter_context(run.locked())
 
 
 def _largest_batch(config: Config, dataset: "Dataset", placement: "Placement", ranks: "Ranks") -> int:
@@ -305,21 +313,6 @@ def _tell_bad(found: list[tuple[str, str]], dataset: "Dataset") -> None:
         say(f"found meanwhile: {file}: {reason}; the next run leaves it out")
     if len(bad) > NAMED:
         say(f"found meanwhile: {len(bad):,} pictures in all that do not decode; the next run leaves them out")
-
-
-def _fitting_batch(config: Config, dataset: "Dataset") -> Config:
-    """The configuration with a batch no larger than an epoch."""
-    from pipelines.progress import say
-    from pipelines.sampling import epoch_rows
-
-    targets = dataset.targets[dataset.splits["train"]]
-    rows = len(epoch_rows(targets, config.sampling, config.seed, 0, config.oversample_target))
-    if rows < 2:
-        raise InputError(f"{dataset.root}: {rows} training pictures are too few")
-    if rows < config.batch_size:
-        say(f"batch size {rows}, since an epoch has no more pictures")
-        return replace(config, batch_size=rows)
-    return config
 
 
 def _record(run: "Run", config: Config, dataset: "Dataset") -> None:

@@ -70,7 +70,7 @@ def load_trained(folder: Path) -> Trained:
         raise InputError(f"{run.best}: is not of the network that {run.config} describes") from None
     if tuple(state["labels"]) != labels:
         raise InputError(f"{run.best}: was trained for other labels than {run.config} has")
-    thresholds = _thresholds(run, labels)
+    thresholds = _thresholds(run, labels, epoch)
     return Trained(
         folder.resolve().name,
         network.eval(),
@@ -83,8 +83,10 @@ def load_trained(folder: Path) -> Trained:
     )
 
 
-def _thresholds(run: Run, labels: tuple[str, ...]) -> tuple[float, ...] | None:
-    if not run.thresholds.exists():
+def _thresholds(run: Run, labels: tuple[str, ...], epoch: int) -> tuple[float, ...] | None:
+    """The thresholds of an epoch; None where there are none, or those of an epoch that the run has left behind."""
+    reported = run.reported()
+    if not run.thresholds.exists() or (reported is not None and reported[0] != epoch):
         return None
     try:
         found = json.loads(run.thresholds.read_text())

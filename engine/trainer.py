@@ -385,7 +385,9 @@ class Trainer:
                 self.watchdog.moved(f"evaluating the best epoch, picture {done} of {total}")
                 advance(done, total, "")
 
-            write_figures(self.run, network, epoch, self.dataset, config, self.stopped, progress, self.ranks)
+            write_figures(
+                *(self.run, network, epoch, self.dataset, config, self.stopped, progress, self.ranks), finished=True
+            )
         if not self.ranks.first:
             return
         self.watchdog.moved("drawing the report")

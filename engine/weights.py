@@ -1,6 +1,6 @@
 """Weights from a file, for a network whose last layer may be for other labels."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,13 +13,34 @@ from pipelines.errors import InputError
 HEAD = ("logits.weight", "logits.bias")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a file of weights holds.
+
+    Attributes:
+        path: the file.
+        state: tensors by their names.
+        labels: that the last layer is for; None where the file does not say.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    labels: tuple[str, ...] | None
+
+    @property
+    def block8(self) -> bool:
+        """Whether the weights are of a network with a sixth block C, as facenet-pytorch's is."""
+        return any(name.startswith("block8.") for name in self.state)
+
+
+def read_weights(path: Path) -> Weights:
     """The state_dict in a checkpoint of ours, a file of torch.save, or a .safetensors file.
 
     Raises:
         InputError: an unusable file, or one that holds something else.
     """
     state: object
+    labels: object = None
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -32,29 +53,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: not a usable safetensors file ({error})") from None
     else:
         state = load_checkpoint(path)
-        state = state.get("model", state) if isinstance(state, dict) else state
+        labels = state.get("labels") if "model" in state else None
+        state = state.get("model", state)
     if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError(f"{path}: holds no weights by name")
-    return state
+    return Weights(path, state, tuple(map(str, labels)) if isinstance(labels, list) else None)
 
 
-def has_block8(state: Mapping[str, Tensor]) -> bool:
-    """Whether the weights are of a network with a sixth block C, as facenet-pytorch's is."""
-    return any(name.startswith("block8.") for name in state)
-
-
-def load_weights(model: InceptionResNetV1, state: Mapping[str, Tensor], path: Path) -> str:
-    """Copies the weights that `path` held into the model; what it did, in a line.
+def load_weights(model: InceptionResNetV1, weights: Weights, labels: tuple[str, ...]) -> str:
+    """Copies weights into the model of a network for `labels`; what it did, in a line.
 
     Raises:
         InputError: weights of another network or width.
     """
+    state, path = weights.state, weights.path
     try:
         model.load_features(state)
     except ValueError as error:
         raise InputError(f"{path}: {error} (is --width the same?)") from None
     own = dict(zip(HEAD, (model.logits.weight, model.logits.bias), strict=True))
     anew = any(name not in state or state[name].shape != tensor.shape for name, tensor in own.items())
+    anew |= weights.labels not in (None, labels)
     if not anew:
         with torch.no_grad():
             for name, tensor in own.items():

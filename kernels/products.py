@@ -14,8 +14,11 @@ _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in their dtype, whatever autocast says, for a [M, K] and b [K, N] of one dtype on one device."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return torch.mm(a, b)
+    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+        with torch.autocast(a.device.type, enabled=False):
+            return torch.mm(a, b)
     work = a.shape[0] * a.shape[1] * b.shape[1]
     if _ONEDNN and a.is_cpu and a.dtype == torch.float32 and work >= _FEWEST:
         if a.is_contiguous():

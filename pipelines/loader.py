@@ -299,7 +299,8 @@ def training_stream(
     def request(number: int) -> Request:
         epoch, step = divmod(number, steps)
         if epoch not in current:
-            current.clear()
+            for old in [known for known in current if known < epoch - 1]:  # the one before is still asked for
+                del current[old]
             current[epoch] = plan.epoch(epoch)
         positions = rank_slice(step, plan.batch_size, plan.rank, plan.ranks)
         count = positions.stop - positions.start

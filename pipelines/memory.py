@@ -1,5 +1,6 @@
 """Decoded pictures kept in memory, up to a limit: from the second epoch on there is nothing left to decode."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,6 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHARE = 0.25  # of the free memory, unless told otherwise
+# By version: folder below the mount, files of the limit and of what is taken, cached files among memory.stat's counts.
+GROUPS = {
+    1: ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
+    2: ("", "memory.max", "memory.current", ("active_file", "inactive_file")),
+}
 
 
 @dataclass
@@ -47,18 +53,34 @@ def picture_memory(gigabytes: float | None, processes: int = 1) -> PictureMemory
 
 
 def free_memory() -> int:
-    """Bytes that a process can still take: what the system calls available, within the control group's limit."""
+    """Bytes that a process can still take: what the system calls available, within the limits of its control groups."""
     available = 0
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             available = int(line.split()[1]) * 1024
-    limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
-    if limit and used and limit[0].isdigit():
-        available = min(available, int(limit[0]) - int(used[0]))
-    return max(0, available)
+    return max(0, min([available, *_left_in_groups()]))
 
 
-def _lines(path: str) -> list[str]:
+def _left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: str = "/proc/self/cgroup") -> Iterator[int]:
+    """Bytes left in each control group of this process that has a limit, from its own to the outermost.
+
+    Of files that are only cached there as much as is wanted can be taken, so they do not count. In version 1 memory has
+    a hierarchy of its own, in version 2 there is one for all. A container may see its group as the outermost.
+    """
+    for line in _lines(own):
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        first, limit, used, cached = GROUPS[1 if kinds else 2]
+        for place in (Path(path), *Path(path).parents):
+            folder = root / first / place.relative_to("/")
+            numbers = [*_lines(folder / limit), *_lines(folder / used)]
+            if len(numbers) == 2 and all(number.isdigit() for number in numbers):
+                counts = dict(line.split() for line in _lines(folder / "memory.stat"))
+                yield int(numbers[0]) - int(numbers[1]) + sum(int(counts.get(name, 0)) for name in cached)
+
+
+def _lines(path: str | Path) -> list[str]:
     try:
         return Path(path).read_text().splitlines()
     except OSError:

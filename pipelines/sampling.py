@@ -35,10 +35,10 @@ def repeats(targets: NDArray[np.bool_], target: int, seed: int) -> NDArray[np.in
     if not len(rows):
         return count
     others = targets[rows].sum(1) - targets[np.ix_(rows, lacking)].sum(1)
-    kinds, kind, size = np.unique(
-        np.column_stack([targets[np.ix_(rows, lacking)], others]), axis=0, return_inverse=True, return_counts=True
-    )
-    has, others = kinds[:, :-1] > 0, kinds[:, -1]
+    packed = np.packbits(targets[np.ix_(rows, lacking)], axis=1)  # sets of thousands of labels take memory
+    kinds, kind, size = np.unique(np.column_stack([packed, others]), axis=0, return_inverse=True, return_counts=True)
+    has = np.unpackbits(kinds[:, :-1].astype(np.uint8), axis=1, count=len(lacking)).astype(bool)
+    others = kinds[:, -1]
     most = np.where(has, -(-target // have[lacking]) - 1, 0).max(1) * size
     added = _fewest(has, target - have[lacking], most, others)
 
@@ -62,10 +62,12 @@ def _fewest(
         others: labels of each kind that lack nothing.
     """
     from scipy.optimize import linprog
+    from scipy.sparse import csr_array
 
     cost = 1 + 1e-4 * others
     bounds = np.column_stack([np.zeros(len(most)), most])
-    solved = linprog(cost, A_ub=-has.T.astype(float), b_ub=-lacking.astype(float), bounds=bounds, method="highs-ds")
+    at_least = csr_array(-has.T.astype(float))
+    solved = linprog(cost, A_ub=at_least, b_ub=-lacking.astype(float), bounds=bounds, method="highs-ds")
     added: NDArray[np.int64] = np.minimum(most, np.ceil(solved.x - 1e-6).astype(np.int64))
     spare = added @ has - lacking
     for kind in np.argsort(-cost, kind="stable"):  # what rounding up made superfluous

@@ -8,10 +8,12 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +62,21 @@ def read_or_none(path: str) -> NDArray[np.uint8]:
     except OSError:
         content = b""
     return np.frombuffer(content or b"gone", np.uint8)
+
+
+@contextmanager
+def as_files(root: Path, files: Sequence[str]) -> Iterator[list[str]]:
+    """Paths of pictures for what reads files only: those in shards are written to a folder that is there meanwhile."""
+    with TemporaryDirectory() as folder:
+        paths = []
+        for number, file in enumerate(files):
+            path = f"{root}/{file}"
+            if location(path) is not None:
+                content = read(path)
+                path = f"{folder}/{number}{os.path.splitext(without_location(path))[1]}"
+                Path(path).write_bytes(content)
+            paths.append(path)
+        yield paths
 
 
 def size_and_time(path: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from engine import ablate as ablating
 from engine.ablate import Arguments, ablate
 from engine.ablation import COLUMNS, Outcome, Results, markdown, write_summary
 from engine.arms import ARMS, Arm, command_line
+from engine.pace import seconds_an_epoch
 from engine.run import Run, write_json
 from pipelines.errors import InputError
+from pipelines.read import read_dataset
 
 Make = Callable[..., Path]
 TINY = {"image_size": 75, "width": 0.125, "batch_size": 4, "device": "cpu"}
@@ -89,7 +92,7 @@ def content(labels: tuple[str, ...], micro: float) -> dict[str, Any]:
     """What report.json holds."""
     rows = [{"label": label, "f1": 0.1 * i, "support": 5 + i, "ap": None} for i, label in enumerate(labels)]
     scores = {"micro_f1": micro, "macro_f1": 0.25, "map": 0.75}
-    return {"rows": 40, "epoch": 1, "loss": 0.5, **scores, "tuned": scores, "labels": rows}
+    return {"rows": 40, "epoch": 1, "finished": True, "loss": 0.5, **scores, "tuned": scores, "labels": rows}
 
 
 @pytest.fixture
@@ -132,6 +135,38 @@ def test_stopped_it_goes_on_where_it_was(table: Make, tmp_path: Path, trainings:
     trainings.lines.clear()
     assert ablate(of(root, out, arms=("baseline", "ours"), seeds=2)) == 0
     assert begun(trainings) == ["ours-0 again", "baseline-1", "ours-1"]
+
+
+def test_a_report_in_between_ends_no_run(table: Make, tmp_path: Path, trainings: Trainings) -> None:
+    """python -m engine.report of a run that was stopped writes the same files as the end of one."""
+    root, out = table(test=TEST), tmp_path / "study"
+    assert ablate(of(root, out, arms=("baseline",))) == 0
+    trainings.lines.clear()
+    report = Run(out / "runs" / "baseline-0").report
+    write_json(report, {**json.loads(report.read_text()), "finished": False})
+    assert ablate(of(root, out, arms=("baseline",))) == 0
+    assert begun(trainings) == ["baseline-0 again"]
+
+
+def test_a_picture_found_damaged_meanwhile_makes_no_other_study(
+    table: Make, tmp_path: Path, trainings: Trainings
+) -> None:
+    """The rest of a large set is checked while training runs: what comes of it changes neither split nor study."""
+    root, out = table(pictures=40), tmp_path / "study"
+    assert ablate(of(root, out, arms=("baseline",))) == 0
+    picture = root / "images" / "3.jpg"
+    picture.write_bytes(bytes(picture.stat().st_size))
+    assert ablate(of(root, out, arms=("baseline", "ours"))) == 0
+    assert begun(trainings) == ["baseline-0", "ours-0"]
+
+
+def test_a_budget_is_measured_with_a_batch_that_an_epoch_has(table: Make, tmp_path: Path) -> None:
+    """`ours` takes 64 pictures at once, this set has 18 to train on."""
+    arguments = of(table(), tmp_path / "study", arms=("ours",), width=0.125, batch_size=None)
+    dataset = read_dataset(arguments.data, val_fraction=0.25)
+    config = ablating._config(arguments, "ours", 0)
+    assert config.batch_size > len(dataset.splits["train"])
+    assert seconds_an_epoch(replace(config, sampling="uniform"), dataset) > 0
 
 
 def test_another_study_is_not_mixed_in(table: Make, tmp_path: Path, trainings: Trainings) -> None:

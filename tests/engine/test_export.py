@@ -16,13 +16,15 @@ from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.export import Arguments, export
 from engine.metrics import scores
 from engine.model_file import describe, read_model
-from engine.parity import compare, thresholds_of_the_others
+from engine.parity import calibration_pictures, compare, thresholds_of_the_others
 from engine.quantised import quantised
 from engine.run import Run
 from engine.thresholds import tuned_thresholds
 from engine.to_onnx import to_onnx
 from engine.trained import load_trained
 from pipelines.errors import InputError
+from pipelines.pack import Arguments as Packing
+from pipelines.pack import pack
 from pipelines.read import read_dataset
 from tests.engine.conftest import LABELS, SIZE, looks_trained
 
@@ -80,6 +82,19 @@ def test_answers_of_the_file_are_the_networks(
     assert found.pictures == len(dataset.splits["val"]) >= 10
     assert found.largest <= limit
     assert found.mean <= limit / 4
+
+
+def test_pictures_in_shards_are_compared_and_calibrated_with(
+    exported: Exported, trained_run: Path, tmp_path: Path
+) -> None:
+    trained = load_trained(trained_run)
+    pack(Packing(data=Path(str(trained.config.data)), shards=tmp_path / "shards"))
+    dataset = read_dataset(tmp_path / "shards", val_fraction=0.4)
+    found = compare(*read_model(exported()), trained, dataset)
+    assert found.pictures == len(dataset.splits["val"])
+    assert found.largest <= 1e-5
+    pictures = calibration_pictures(dataset, trained.config)
+    assert pictures.shape == (len(dataset.splits["train"]), SIZE, SIZE, 3)
 
 
 def test_noise_is_not_taken_for_a_loss_of_accuracy() -> None:

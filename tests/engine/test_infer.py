@@ -449,9 +449,59 @@ def test_several_processes_write_one_table(tmp_path: Path) -> None:
     with (tmp_path / "answers.jsonl.0123.2.partial").open("a") as file:
         file.write('{"file": "e"')
     with AnswerFile(out, labels, "0123", True, 1) as second, AnswerFile(out, labels, "0123", True, 0) as first:
-        assert first.done == second.done == {"a", "b", "c", "d"}
+        assert first.done == {"a", "b", "c", "d"}
         answer(second, "e")
         assert (first.rows, second.rows) == (4, 1)
         first.finish()
     assert [json.loads(line)["file"] for line in out.read_text().splitlines()] == ["a", "b", "c", "e", "d"]
     assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
+
+
+def _answered(predictions: AnswerFile, *files: str, error: str | None = None) -> None:
+    known = [] if error else [["cat"]] * len(files)
+    predictions.add(files, known, np.full((len(known), 1), 0.5, np.float32), [error] * len(files))
+
+
+def test_putting_the_parts_together_can_be_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when the first process has the others' rows already: none of them is there twice afterwards."""
+    out, labels = tmp_path / "answers.csv", ["cat"]
+    with AnswerFile(out, labels, "0123", False, 1) as second, AnswerFile(out, labels, "0123", False) as first:
+        _answered(first, "a")
+        _answered(second, "b", error="empty file")
+        with monkeypatch.context() as patch:
+            patch.setattr(first, "_convert", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(InputError, match="No space left"):
+                first.finish()
+    with AnswerFile(out, labels, "0123", True) as first:
+        assert first.done == {"a", "b"}
+        assert (first.rows, first.unreadable) == (2, 1)
+        first.finish()
+    with out.open(newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == ["a", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.csv"]
+
+
+def test_parts_of_an_interrupted_run_are_not_put_to_another(tmp_path: Path) -> None:
+    """Deleting one of them is not enough to begin anew."""
+    out, labels = tmp_path / "answers.jsonl", ["cat"]
+    with AnswerFile(out, labels, "0123", False, 1) as second, AnswerFile(out, labels, "0123", False) as first:
+        _answered(first, "a")
+        _answered(second, "b")
+    with pytest.raises(InputError, match=r"0123\.partial, .*0123\.1\.partial is left from an interrupted run"):
+        AnswerFile(out, labels, "0123", False)
+    first.partial.unlink()
+    with pytest.raises(InputError, match=r"0123\.1\.partial is left from an interrupted run"):
+        AnswerFile(out, labels, "0123", False)
+
+
+def test_a_part_without_rows_may_go_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer photographs than processes: who has none leaves while the first puts the file together."""
+    out = tmp_path / "answers.jsonl"
+    first, second = (AnswerFile(out, ["cat"], "0123", False, rank) for rank in (0, 1))
+    _answered(first, "a")
+    _answered(second, "b")
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, to: (second.partial.unlink(), replace(path, to)))
+    first.finish()
+    second.__exit__(None, None, None)
+    assert len(out.read_text().splitlines()) == 2

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engine import report as reporting
+from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.command import main
 from engine.config import resolve
 from engine.figures import figures
@@ -20,6 +21,7 @@ from engine.predicted import Predicted
 from engine.report import Arguments, report, write_page
 from engine.run import Run, write_json
 from engine.thresholds import tuned_thresholds
+from engine.trained import load_trained
 from pipelines.dataset import Dataset
 from pipelines.errors import InputError
 from pipelines.read import read_dataset
@@ -238,6 +240,22 @@ def test_an_unfinished_run_is_evaluated_first(trained_run: Path, tmp_path: Path)
     assert set(json.loads(run.thresholds.read_text())) == {"bird", "cat", "dog"}
     assert len(Predicted.load(run.validation, 3).files) == content["rows"]
     assert 'src="data:image/jpeg' in run.page.read_text()
+
+
+def test_figures_of_an_epoch_that_the_run_has_left_behind_are_made_anew(trained_run: Path, tmp_path: Path) -> None:
+    """And its thresholds are not taken for those of the network that is there now."""
+    run = Run(shutil.copytree(trained_run, tmp_path / "run"))
+    assert report(Arguments(run=run.folder)) == 0
+    assert run.reported() == (3, False)
+    assert not load_trained(run.folder).untuned
+    state = load_checkpoint(run.best)
+    save_checkpoint(run.best, {**state, "progress": {"epoch": 5}})
+    assert load_trained(run.folder).untuned
+    assert report(Arguments(run=run.folder)) == 0
+    assert run.reported() == (5, False)
+    assert not load_trained(run.folder).untuned
+    run.best.unlink()
+    assert report(Arguments(run=run.folder)) == 0
 
 
 @pytest.mark.parametrize("file", ["report", "thresholds", "validation"])

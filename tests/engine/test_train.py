@@ -440,6 +440,37 @@ def test_a_run_without_checkpoint_leaves_nothing_in_the_way(
         train(replace(arguments, out=tmp_path / ("n" * 300)))
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_with_its_weights_again(
+    finished: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    out, killed = tmp_path / "whole", tmp_path / "killed"
+    start = Arguments(data=dataset.root, out=out, preset="demo", epochs=1, init=Run(finished).best, **SMALL)  # type: ignore[arg-type]
+    assert train(start) == 0
+    killed.mkdir()
+    shutil.copy(out / "config.json", killed)
+    assert train(Arguments(resume=killed)) == 0
+    (weights, lines, _), (weights_2, lines_2, _) = outcome(out), outcome(killed)
+    assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
+    assert lines == lines_2
+
+
+def test_two_processes_do_not_train_in_one_folder(finished: Path) -> None:
+    with Run(finished).locked(), pytest.raises(InputError, match="another process is training in it"):
+        train(Arguments(resume=finished))
+    assert train(Arguments(resume=finished)) == 0
+
+
+def test_a_run_goes_on_where_mixed_precision_needs_a_scaler(dataset: Dataset, tmp_path: Path) -> None:
+    """As on an older GPU, after a start on one that computes in bfloat16."""
+    begun = trainer_of(dataset, tmp_path)
+    placement = replace(begun.placement, amp=torch.float16, scaled=True)
+    scaled = Trainer(begun.config, dataset, placement, begun.run, lambda: False)
+    before = scaled.step.scaler.state_dict()
+    scaled.step.restore(begun.step.state())
+    assert before
+    assert scaled.step.scaler.state_dict() == before
+
+
 def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from engine.folded import FoldedNetwork
 from engine.model import InceptionResNetV1
-from engine.weights import has_block8, load_weights, read_weights
+from engine.weights import Weights, load_weights, read_weights
 from pipelines.errors import InputError
 
 
@@ -25,9 +25,9 @@ def test_every_form_of_file(form: str, labels: int, tmp_path: Path) -> None:
     else:
         torch.save({"model": state, "progress": {}} if form == "checkpoint.pt" else state, path)
     found = read_weights(path)
-    assert has_block8(found)
+    assert found.block8
     model = InceptionResNetV1(labels, 0.125, block8=True)
-    said = load_weights(model, found, path)
+    said = load_weights(model, found, tuple("abcde"[:labels]))
     assert ("starts anew" in said) == (labels != 5)
     for name, tensor in model.state_dict().items():
         if labels == 5 or not name.startswith("logits."):
@@ -76,7 +76,19 @@ def test_files_without_weights(name: str, content: object, message: str, tmp_pat
 def test_weights_of_another_width(tmp_path: Path) -> None:
     state = InceptionResNetV1(5, 0.25).state_dict()
     with pytest.raises(InputError, match=r"has shape .*is --width the same"):
-        load_weights(InceptionResNetV1(5, 0.125), state, tmp_path / "a.pt")
+        load_weights(InceptionResNetV1(5, 0.125), Weights(tmp_path / "a.pt", state, None), tuple("abcde"))
+
+
+@pytest.mark.parametrize("labels", ["abcde", "vwxyz", "edcba"])
+def test_the_head_for_other_labels_starts_anew(labels: str, tmp_path: Path) -> None:
+    """As many labels are not the same labels: a checkpoint says which it was trained for."""
+    source, model = InceptionResNetV1(5, 0.125), InceptionResNetV1(5, 0.125)
+    torch.nn.init.normal_(source.logits.weight)
+    torch.save({"model": source.state_dict(), "labels": list("abcde")}, tmp_path / "best.pt")
+    said = load_weights(model, read_weights(tmp_path / "best.pt"), tuple(labels))
+    same = labels == "abcde"
+    assert ("starts anew" in said) != same
+    assert torch.equal(model.logits.weight, source.logits.weight) == same
 
 
 def test_the_sixth_block_is_exported_without_its_relu() -> None:

@@ -396,3 +396,6 @@ def test_autocast_changes_nothing(name: str, dtype: torch.dtype) -> None:
             y = getattr(kernels, name)(**fixed)
             results.append((y, *torch.autograd.grad(y, x, torch.ones_like(y))))
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+    x.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(getattr(kernels, name)(**fixed), results[0][0], rtol=0, atol=0)  # a frozen network's

@@ -62,13 +62,16 @@ def test_what_is_not_finite_comes_through(form: str, value: float) -> None:
     assert found[4:].isfinite().all()
 
 
-@torch.no_grad()
+@pytest.mark.parametrize("mode", ["no grad", "grad", "gradients"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("fewest", [0, 1 << 24])
-def test_autocast_changes_nothing(monkeypatch: pytest.MonkeyPatch, form: str, fewest: int) -> None:
+def test_autocast_changes_nothing(monkeypatch: pytest.MonkeyPatch, form: str, fewest: int, mode: str) -> None:
+    """With tensors that want gradients and without: an operator is called with grad mode on where none wants any."""
     monkeypatch.setattr(products, "_FEWEST", fewest)
     a, b = operands(40, 24, 16, form)
-    with torch.autocast("cpu"):
+    if mode == "gradients":
+        b.requires_grad_()
+    with torch.autocast("cpu"), torch.set_grad_enabled(mode != "no grad"):
         found = products.matmul(a, b)
     assert found.dtype == torch.float32
     assert torch.equal(found, products.matmul(a, b))

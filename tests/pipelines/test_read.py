@@ -294,6 +294,25 @@ def test_a_run_s_own_rejected_pictures_stand_in_for_the_check(table: Make) -> No
     assert [r.file for r in read_dataset(root, known_bad={"images/7.jpg": "damaged"}).rejected] == ["images/7.jpg"]
 
 
+def test_a_picture_found_damaged_later_moves_no_other_between_the_splits(table: Make) -> None:
+    """Or else what a network was trained on would come to be validated on."""
+    root = table(pictures=40)
+    before = read_dataset(root)
+    (root / "images" / "3.jpg").write_text("no picture")
+    after = read_dataset(root)
+    assert len(after.files) == 39
+    for split, rows in after.splits.items():
+        files = {before.files[row] for row in before.splits[split]} - {"images/3.jpg"}
+        assert {after.files[row] for row in rows} == files
+
+
+def test_where_no_validation_picture_is_left_others_are_split_off(table: Make) -> None:
+    root = table(pictures=12)
+    for row in read_dataset(root).splits["val"]:
+        (root / read_dataset(root, allow_bad=True, known_bad={}).files[row]).write_text("no picture")
+    assert all(map(len, read_dataset(root, allow_bad=True).splits.values()))
+
+
 def test_too_many_bad_pictures_stop_unless_allowed(table: Make) -> None:
     root = table(pictures=20)
     for i in range(2):
