@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from engine.config import Config
 from engine.predicted import Predicted
 from pipelines.dataset import Dataset
+from pipelines.errors import InputError
 
 EACH = 12  # mistakes of a kind
 OF_A_LABEL = 2  # of them
@@ -103,13 +104,16 @@ def shown(mistakes: Sequence[Mistake], found: Predicted, labels: Sequence[str], 
 
 def pipeline_sheet(dataset: Dataset, config: Config) -> list[tuple[str, list[str]]]:
     """Training pictures as an epoch begins with them: labels, and data URLs of the picture and its augmented draws."""
-    from pipelines.preview import drawn
+    from pipelines.preview import drawn, first_good
     from pipelines.sampling import epoch_rows
     from pipelines.thumbnail import thumbnails
 
     train = dataset.splits["train"]
     plan = epoch_rows(dataset.targets[train], config.sampling, config.seed, 0, config.oversample_target)
-    rows = train[list(dict.fromkeys(plan.tolist()))[:ROWS]]
+    try:
+        rows = first_good(dataset, train[plan], ROWS)
+    except InputError:  # a run on the rest of a damaged set still has its page
+        return []
     files = [dataset.files[row] for row in rows]
     if config.augment:
         boxed, draws = drawn(dataset.root, files, DRAWS, SHEET, config.seed, at_once=False)

@@ -37,7 +37,8 @@ class Arguments:
     out: Path | None = None
     """Folder of the run; by default a new one below runs/."""
     resume: Path | None = None
-    """Folder of a run to go on with; only --epochs, --device, --compile and --picture-memory may be given beside it."""
+    """Folder of a run to go on with; beside it only --epochs, --device, --compile, --picture-memory, --stall-seconds
+    and --loader-report may be given."""
     amp: bool = False
     """Automatic mixed precision."""
     epochs: int | None = None

@@ -136,6 +136,8 @@ class Trainer:
         if at.epoch >= self.config.epochs:
             done = f"{at.epoch} of {self.config.epochs}"
             say(f"epochs trained already: {done}; the report is made anew, --epochs N goes on")
+        elif at.stopped_early(self.config.patience):
+            say(f"training stopped early, {at.stale} epochs after its best; the report is made anew")
         batches = self.stream().batches(at.epoch * self.steps + at.step)
         try:
             while at.epoch < self.config.epochs and not at.stopped_early(self.config.patience):

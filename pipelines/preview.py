@@ -75,7 +75,7 @@ def preview(arguments: Arguments) -> Path:
         say(line)
     train = dataset.splits["train"]
     plan = epoch_rows(dataset.targets[train], arguments.sampling, arguments.seed, 0, arguments.oversample_target)
-    figure = _sheet(dataset, _first_good(dataset, train[plan], arguments.pictures), plan, arguments)
+    figure = _sheet(dataset, first_good(dataset, train[plan], arguments.pictures), plan, arguments)
     try:
         with warnings.catch_warnings(action="ignore"):  # of letters that the font has not
             figure.savefig(arguments.out, dpi=100)
@@ -85,7 +85,7 @@ def preview(arguments: Arguments) -> Path:
     return arguments.out
 
 
-def _first_good(dataset: Dataset, rows: NDArray[np.int64], wanted: int) -> list[int]:
+def first_good(dataset: Dataset, rows: NDArray[np.int64], wanted: int) -> list[int]:
     """The first rows whose pictures decode, each once.
 
     Raises:

@@ -35,9 +35,8 @@ def read_dataset(
         InputError: no such folder, no known layout, a broken table, or more than 5 % bad rows without `allow_bad`.
     """
     dataset = read_layout(root, layout)
-    if (
-        len(dataset.splits["train"]) > 1 and dataset.labels
-    ):  # before the check: what it finds out later moves no picture between splits
+    if len(dataset.splits.get("train", ())) > 1 and dataset.labels:
+        # Before the check, so that what is found out later moves no picture between the splits.
         dataset = with_validation(dataset, val_fraction, seed)
     if known_bad is not None:
         dataset = dataset.without([(i, known_bad[file]) for i, file in enumerate(dataset.files) if file in known_bad])

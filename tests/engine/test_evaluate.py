@@ -5,12 +5,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from engine.answers import answers
 from engine.classifier import Classifier
 from engine.command import main
 from engine.evaluate import Arguments, evaluate, evaluation
@@ -140,3 +143,22 @@ def test_help_loads_nothing_heavy(command: str) -> None:
     code += "print(sorted({'torch', 'nvidia', 'sklearn', 'polars', 'matplotlib', 'jinja2'} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert answer.stdout.splitlines()[-1] == "[]", answer.stderr
+
+
+def test_large_batches_are_for_training(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's batch may be that of many GPUs, more than the one that evaluates can hold; and TF32 is off, alone."""
+    seen = []
+
+    def part(*arguments: object) -> tuple[torch.Tensor, np.ndarray]:
+        cudnn = torch.backends.cudnn
+        seen.append((arguments[3], cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32))
+        return torch.zeros(0, 3), np.zeros(0, np.int64)
+
+    monkeypatch.setattr("engine.answers.predict_part", part)
+    trained, before = load_trained(trained_run), torch.backends.cudnn.allow_tf32
+    dataset = read_dataset(own_data(trained_run), val_fraction=0.4)
+    for batch in (4, 2048):
+        answers(trained.network, dataset, "val", replace(trained.config, batch_size=batch), "cpu")
+    enabled = torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark
+    assert seen == [(4, *enabled, False), (64, *enabled, False)]
+    assert torch.backends.cudnn.allow_tf32 == before

@@ -16,7 +16,7 @@ from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.command import main
 from engine.config import resolve
 from engine.figures import figures
-from engine.gallery import OF_A_LABEL, confident_mistakes
+from engine.gallery import OF_A_LABEL, confident_mistakes, pipeline_sheet
 from engine.predicted import Predicted
 from engine.report import Arguments, report, write_page
 from engine.run import Run, write_json
@@ -240,6 +240,21 @@ def test_an_unfinished_run_is_evaluated_first(trained_run: Path, tmp_path: Path)
     assert set(json.loads(run.thresholds.read_text())) == {"bird", "cat", "dog"}
     assert len(Predicted.load(run.validation, 3).files) == content["rows"]
     assert 'src="data:image/jpeg' in run.page.read_text()
+
+
+def test_a_page_of_a_run_whose_first_training_pictures_are_damaged(trained_run: Path, tmp_path: Path) -> None:
+    """Its sheet is of others; without a single one it has none."""
+    root = shutil.copytree(trained_run.parent / "data", tmp_path / "data")
+    dataset = read_dataset(root, val_fraction=0.4)
+    config = load_trained(trained_run).config
+    names = [name for name, _ in pipeline_sheet(dataset, config)]
+    rows = dataset.splits["train"]
+    for row in rows[:-2]:
+        (root / dataset.files[row]).write_text("no picture")
+    assert len(pipeline_sheet(dataset, config)) == 2 < len(names)
+    for row in rows[-2:]:
+        (root / dataset.files[row]).write_text("no picture")
+    assert pipeline_sheet(dataset, config) == []
 
 
 def test_figures_of_an_epoch_that_the_run_has_left_behind_are_made_anew(trained_run: Path, tmp_path: Path) -> None:

@@ -214,11 +214,18 @@ def test_a_checkpoint_inside_an_epoch_is_written_and_resumed(
     assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
 
 
-def test_early_stopping(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     losses = iter([0.5, 0.6, 0.7, 0.8, 0.1, 0.9, 0.9])
     monkeypatch.setattr("engine.trainer.mean_loss", lambda *_: next(losses))
     trainer_of(dataset, tmp_path, epochs=6, patience=2).fit()
     assert [line["val_loss"] for line in Run(tmp_path).metric_lines()] == [0.5, 0.6, 0.7]
+    again = trainer_of(dataset, tmp_path, epochs=9, patience=2)
+    again.restore()
+    again.fit()  # more epochs change nothing, and it says why
+    assert len(Run(tmp_path).metric_lines()) == 3
+    assert "training stopped early, 2 epochs after its best" in capsys.readouterr().out
     assert json.loads(Run(tmp_path).report.read_text())["epoch"] == 1
 
 
