@@ -26,7 +26,8 @@ class Arguments:
     """Trains baseline, class weights, augmentation with oversampling, and ours, and compares them.
 
     Each run has a folder of its own below OUT/runs; the same command goes on where Ctrl-C or a crash left it. Exit
-    status: 0 done, 1 a run failed (the others are in the table), 2 bad input, 130 stopped by Ctrl-C.
+    status: 0 done, 1 a run failed (the others are in the table), 2 bad input, 130 stopped by Ctrl-C, 143, 138 or 129 by
+    another signal.
     """
 
     data: Path
@@ -205,7 +206,7 @@ def _begun(path: Path) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(path.read_text())
         found["epochs"] = {str(arm): int(count) for arm, count in found["epochs"].items()}
         found["options"] = dict(found["options"])
-        found["rejected"] = dict(found["rejected"])
+        found["rejected"] = None if found.get("rejected") is None else dict(found["rejected"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: not a study's; another --out begins anew") from None
     return found
@@ -268,10 +269,9 @@ def _command(study: Study, run: Planned) -> list[str]:
     return [*start, *command_line({**values, "amp": values["amp"] or None})]
 
 
-def _train(line: list[str], stopped: Callable[[], bool]) -> int:
+def _train(line: list[str], interrupt: "command.Interrupt") -> int:
     """Runs it in a process of its own, which a crash takes nothing else with; its exit status."""
     import os
-    import signal
 
     source = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     # A session of its own: Ctrl-C reaches it once, from here, and it saves.
@@ -282,8 +282,8 @@ def _train(line: list[str], stopped: Callable[[], bool]) -> int:
             try:
                 return process.wait(timeout=0.2)
             except subprocess.TimeoutExpired:
-                if stopped() and not told:
-                    process.send_signal(signal.SIGINT)
+                if interrupt() and not told:
+                    process.send_signal(interrupt.status - 128)
                     told = True
     except BaseException:
         process.kill()

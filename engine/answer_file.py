@@ -76,16 +76,15 @@ class AnswerFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         with contextlib.suppress(OSError):  # the disk is full
             self._file.close()
-        with contextlib.suppress(FileNotFoundError):  # the first process has put it to the others
-            if not self.partial.stat().st_size:
-                self.partial.unlink()
+        if not _size(self.partial):
+            self.partial.unlink(missing_ok=True)
 
     def _partials(self) -> list[Path]:
         """The files of all processes that have something in them, the first one's first."""
         own = self.out.with_name(f"{self._name}.partial")
         others = self.out.parent.glob(f"{glob.escape(self._name)}.*.partial")
         ordered = (own, *sorted(others, key=lambda path: int(path.suffixes[-2][1:])))
-        return [path for path in ordered if path.exists() and path.stat().st_size]
+        return [path for path in ordered if _size(path)]
 
     def _take_up(self, resume: bool) -> None:
         """Notes whose photographs are there; of the own file it cuts off a line that was not finished.
@@ -188,6 +187,14 @@ class AnswerFile:
     def _failed(self, error: Exception) -> InputError:
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
         return InputError(f"{self.out}: cannot be written: {why}; what is done is in {self.partial}, --resume goes on")
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 where there is none: another process may take an empty one away at any time."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:

@@ -1,6 +1,8 @@
 """What the engine's commands share: those of `pipelines.command`, and a state saved when they are told to stop."""
 
+import os
 import signal
+import sys
 from types import FrameType
 from typing import Any
 
@@ -25,6 +27,7 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]  # nohup
+        self._terminals = [stream.fileno() for stream in (sys.__stdout__, sys.__stderr__) if stream and stream.isatty()]
         self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
@@ -38,5 +41,11 @@ class Interrupt:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.came and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            # The terminal is gone; an error on writing to it must not come in the way of saving.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for terminal in self._terminals:
+                os.dup2(nowhere, terminal)
+            os.close(nowhere)
         if not self.came:
             self.came, self.status = True, 128 + number

@@ -78,7 +78,8 @@ def _evaluate(arguments: Arguments, ranks: "Ranks") -> int:
     config = replace(trained.config, allow_bad=trained.config.allow_bad or arguments.allow_bad)
     own = Run(arguments.run).rejected_files() if arguments.data is None else None
     dataset = ranks.from_first(lambda: data_of_run(config, arguments.data, arguments.format, own))
-    for note in _notes(trained, dataset):
+    changed = arguments.data is None and ranks.from_first(dataset.fingerprint) != trained.fingerprint
+    for note in _notes(trained, dataset, changed):
         say(note)
     with command.Interrupt() as interrupt, bar(f"evaluating {arguments.split}") as advance:
         try:
@@ -183,8 +184,10 @@ def _require_folders(arguments: Arguments) -> None:
             raise InputError(f"--predictions {arguments.predictions}: must end in {', '.join(ENDINGS)}")
 
 
-def _notes(trained: "Trained", dataset: "Dataset") -> list[str]:
+def _notes(trained: "Trained", dataset: "Dataset", changed: bool) -> list[str]:
     notes = [dataset.summary(), *dataset.left_out()]
+    if changed:
+        notes.append(f"note: {dataset.root} has changed since the run was trained, and with it perhaps what is in val")
     if trained.untuned:
         notes.append(f"thresholds 0.5: the run has not finished and has none for epoch {trained.epoch}")
     lacking = [label for label in trained.labels if label not in set(dataset.labels)]

@@ -53,7 +53,7 @@ def export(arguments: Arguments) -> int:
     out = _out(arguments)
     trained = load_trained(arguments.run)
     if trained.untuned:
-        say("thresholds 0.5: the run has not finished and has none of its own")
+        say(f"thresholds 0.5: the run has not finished and has none for epoch {trained.epoch}")
     dataset = _dataset(arguments, trained)
     for model in _candidates(arguments, trained, dataset):
         content = _checked_bytes(model, out)

@@ -6,7 +6,7 @@ In Python, `Classifier` is the same as a function.
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -32,8 +32,8 @@ class Arguments:
     """Classifies photographs with an ONNX file of engine.export.
 
     Exit status: 0 all done; 11 to 110 done, but 1 to 100 or more photographs could not be read, each has its row;
-    2 bad input; 130 stopped by Ctrl-C, to be gone on with by --resume. Under torchrun, which would start again for any
-    status but 0, all done is 0, with unreadable photographs too.
+    2 bad input; 130 stopped by Ctrl-C, 143, 138 or 129 by another signal, to be gone on with by --resume. Under
+    torchrun, which would start again for any status but 0, all done is 0, with unreadable photographs too.
     """
 
     file: Annotated[Path, tyro.conf.Positional]
@@ -85,7 +85,7 @@ def infer(arguments: Arguments) -> int:
 
 
 def _infer(arguments: Arguments, ranks: "Ranks") -> int:
-    from engine.answer_file import AnswerFile, digest
+    from engine.answer_file import digest
     from engine.classifier import Classifier
     from engine.model_file import read_model
     from pipelines.check import decoder_silenced
@@ -99,7 +99,7 @@ def _infer(arguments: Arguments, ranks: "Ranks") -> int:
     version = digest(content, arguments.threshold)
     del content
     with (
-        AnswerFile(arguments.out, description.labels, version, arguments.resume, ranks.rank) as predictions,
+        _answer_file(arguments, description.labels, version, ranks) as predictions,
         command.Interrupt() as interrupt,
     ):
         left = ranks.from_first(lambda: [path for path in paths if as_text(path) not in predictions.done])
@@ -123,6 +123,21 @@ def _infer(arguments: Arguments, ranks: "Ranks") -> int:
         if ranks.count == 1:
             return UNREADABLE + min(unreadable, MOST)
     return command.OK
+
+
+def _answer_file(arguments: Arguments, labels: Sequence[str], version: str, ranks: "Ranks") -> "AnswerFile":
+    """This process's. What the first, who knows what was there, has against it holds for all."""
+    from engine.answer_file import AnswerFile
+
+    opened: list[AnswerFile] = []
+
+    def begin() -> None:
+        opened.append(AnswerFile(arguments.out, labels, version, arguments.resume, ranks.rank))
+
+    ranks.from_first(begin)
+    if not ranks.first:
+        begin()
+    return opened[0]
 
 
 def _standard_input() -> Iterator[str]:

@@ -72,7 +72,11 @@ def compare(
     dataset: Dataset,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Parity:
-    """Runs validation pictures through the file, as inference does, and through the network, as evaluation does."""
+    """Runs validation pictures through the file, as inference does, and through the network, as evaluation does.
+
+    Raises:
+        InputError: a picture that is gone, or answers that are not numbers, as of half precision that overflows.
+    """
     count = MEASURED if description.precision == "int8" else COMPARED
     rows = dataset.splits["val"][:count]
     placement = decide("cpu", False, "off")
@@ -88,14 +92,19 @@ def compare(
         )
     expected = torch.sigmoid(logits).numpy()
     classifier = Classifier.of(content, description, "cpu", BATCH)
-    answers = np.full_like(expected, np.nan)
+    answers, read = np.zeros_like(expected), np.zeros(len(expected), bool)
     with as_files(dataset.root, [dataset.files[row] for row in rows]) as paths:
         for found in classifier.stream(paths):
-            answers[found.readable] = found.probabilities
+            answers[found.readable], read[found.readable] = found.probabilities, True
             progress(len(rows) + found.numbers.stop, steps)
-    unread = np.flatnonzero(np.isnan(answers).any(1))
-    if len(unread):
-        raise InputError(f"{dataset.root}: {dataset.files[rows[unread[0]]]} can no longer be read")
+    if not read.all():
+        raise InputError(f"{dataset.root}: {dataset.files[rows[np.argmin(read)]]} can no longer be read")
+    wrong = int((~np.isfinite(answers).all(1)).sum())
+    if wrong:
+        raise InputError(
+            f"in {description.precision} the answers for {wrong} of {len(answers)} pictures are not numbers; "
+            f"nothing was written"
+        )
     targets, difference = dataset.targets[rows], np.abs(answers - expected)
     pairs = [
         (scores(expected, targets, at).micro_f1, scores(answers, targets, at).micro_f1)

@@ -126,14 +126,25 @@ class Run:
 
     @contextlib.contextmanager
     def created(self) -> Iterator[None]:
-        """A new run's folder; what an error leaves there without a checkpoint is taken away, lest it be in the way."""
+        """A new run's folder, ours alone; what an error leaves there without a checkpoint is taken away, lest it be in
+        the way.
+
+        Raises:
+            InputError: it cannot be written, or another process was quicker.
+        """
         try:
             self.create()
-            yield
         except BaseException:
-            if not self.last.exists() and not self.best.exists():
-                self._remove()
+            self._remove_empty()
             raise
+        with self.locked():
+            self.require_new()
+            try:
+                yield
+            except BaseException:
+                if not self.last.exists() and not self.best.exists():
+                    self._remove()
+                raise
 
     def _remove(self) -> None:
         """The files of a run without checkpoints, and folders that are empty then."""
@@ -141,6 +152,10 @@ class Run:
         with contextlib.suppress(OSError):
             for file in files:
                 file.unlink(missing_ok=True)
+        self._remove_empty()
+
+    def _remove_empty(self) -> None:
+        with contextlib.suppress(OSError):
             for folder in (self.last.parent, self.figures, self.tensorboard, self.folder):
                 folder.rmdir()
 
@@ -149,7 +164,7 @@ class Run:
         None where there is no report."""
         try:
             content = json.loads(self.report.read_text())
-            return int(content["epoch"]), content.get("finished") is True
+            return int(content["epoch"]), content.get("finished", True) is True
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

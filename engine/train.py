@@ -174,7 +174,8 @@ def _train(arguments: Arguments, ranks: "Ranks", watchdog: "Watchdog", interrupt
         with ExitStack() as stack:
             if resumed is not None:
                 ranks.from_first(lambda: _hold(run, stack))
-                trainer.restore()
+                if trainer.restore():
+                    weights = None
                 now = {**resumed, **config.values()}
                 if ranks.first and resumed != now:  # what was given beside --resume holds from now on
                     write_json(run.config, now)
@@ -183,7 +184,6 @@ def _train(arguments: Arguments, ranks: "Ranks", watchdog: "Watchdog", interrupt
             if ranks.first:
                 if resumed is None:
                     stack.enter_context(run.created())
-                    stack.enter_context(run.locked())
                     _record(run, config, dataset)
                 check = stack.enter_context(BackgroundCheck(dataset.root))
                 _describe(run, config, dataset, placement, ranks)

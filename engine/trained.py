@@ -19,7 +19,7 @@ class Trained:
     """The network of a run's best epoch, in float32 on the CPU, ready to answer.
 
     Attributes:
-        untuned: whether the run has no thresholds, being unfinished; 0.5 then.
+        untuned: whether the run, being unfinished, has no thresholds for this epoch; 0.5 then.
         fingerprint: of the data set.
     """
 

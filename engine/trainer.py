@@ -398,8 +398,9 @@ class Trainer:
         except Exception as error:  # the run is whole without its page, whatever kept it from being drawn
             say(f"report.html could not be made: {error}; python -m engine.report {self.run.folder} tries again")
 
-    def restore(self) -> None:
-        """Goes on from the newest usable checkpoint; a run without one starts at the beginning.
+    def restore(self) -> bool:
+        """Goes on from the newest usable checkpoint, and says whether there is one; a run without starts at the
+        beginning.
 
         Raises:
             InputError: damaged checkpoints, or those of another run or other labels.
@@ -407,3 +408,4 @@ class Trainer:
         found = self.saved.restore()
         if found is not None:
             self.progress, self.lines = found
+        return found is not None

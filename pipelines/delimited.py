@@ -13,6 +13,7 @@ from pipelines.pictures import SUFFIXES
 
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 SAMPLE = 1000  # rows that tell whether the first column only numbers them
+PICTURE_COLUMN = re.compile(r"image|img|file|photo|pic|path|(^|[^a-z])ids?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,9 @@ class Columns:
         return self.cells[self.header[0]]
 
 
-def read_csv(path: Path, columns: int = 2, is_picture: Callable[[str], bool] = lambda name: False) -> Columns:
+def read_csv(
+    path: Path, columns: int = 2, is_picture: Callable[[str], bool] = lambda name: False, pictures: str | None = None
+) -> Columns:
     """The table in a file, of so many columns at least.
 
     Args:
@@ -46,6 +49,8 @@ def read_csv(path: Path, columns: int = 2, is_picture: Callable[[str], bool] = l
         columns: the fewest.
         is_picture: whether a first cell is the name or id of a picture: then a row begins there, whatever quote was
             left open before.
+        pictures: the column that names pictures in another table of the data set; columns without a name before it only
+            number the rows here too.
 
     Raises:
         InputError: it cannot be read, is empty, or has too few columns or one twice.
@@ -71,8 +76,13 @@ def read_csv(path: Path, columns: int = 2, is_picture: Callable[[str], bool] = l
     if len(kept) < columns:
         raise InputError(f"{path}: the table has one column only; a picture's name and its labels are needed")
     first_lines = records.lines[1:]
-    notes = [*_encoding(content), *records.notes(), *_even(rows, len(names), separator, first_lines)]
-    while len(kept) > columns and _is_nameless(names[kept[0]]) and _numbers_rows(rows, kept[0], kept[1], is_picture):
+    notes = [*_encoding(content), *records.notes(), *_even(rows, names, separator, first_lines)]
+    while (
+        len(kept) > columns
+        and _is_nameless(names[kept[0]])
+        and names[kept[0]] != pictures
+        and (pictures in names[kept[1] :] or _numbers_rows(names, rows, kept[0], kept[1], is_picture))
+    ):
         kept.pop(0)
         notes.append(f": the first column numbers the rows; pictures are named by {names[kept[0]]!r}")
     named = [names[i] for i in kept]
@@ -83,31 +93,44 @@ def read_csv(path: Path, columns: int = 2, is_picture: Callable[[str], bool] = l
     return Columns(path, tuple(named), cells, first_lines, tuple(f"{path.name}{note}" for note in notes))
 
 
-def _even(rows: list[list[str]], width: int, separator: str, lines: list[int]) -> list[str]:
-    """Gives each row as many cells as the header has; a note where that put cells together."""
-    longer = []
+def _even(rows: list[list[str]], names: list[str], separator: str, lines: list[int]) -> list[str]:
+    """Gives each row as many cells as the header has; notes on cells that are put together or left out."""
+    width, longer, nameless = len(names), list[int](), list[int]()
+    unnamed = [i for i, name in enumerate(names) if i and not name]
     for line, row in zip(lines, rows, strict=True):
         if len(row) < width:
             row += [""] * (width - len(row))
         elif len(row) > width and any(map(str.strip, row[width:])):
-            row[width - 1 :] = [separator.join(row[width - 1 :]).rstrip(f"{separator} ")]
-            longer.append(line)
-    if not longer:
-        return []
-    read = "they are read as part of the last"
-    return [f", line {longer[0]}: more cells than the header has; {read}{_more(longer)}"]
+            if names[-1]:
+                row[width - 1 :] = [separator.join(row[width - 1 :]).rstrip(f"{separator} ")]
+                longer.append(line)
+            else:
+                nameless.append(line)
+                continue
+        if unnamed and any(row[i].strip() for i in unnamed):
+            nameless.append(line)
+    notes = {
+        "more cells than the header has; they are read as part of the last": longer,
+        "cells in columns without a name are left out": nameless,
+    }
+    return [f", line {found[0]}: {note}{_more(found)}" for note, found in notes.items() if found]
 
 
 def _is_nameless(column: str) -> bool:
     return not column or column.startswith("Unnamed:")
 
 
-def _numbers_rows(rows: list[list[str]], first: int, second: int, is_picture: Callable[[str], bool]) -> bool:
+def _numbers_rows(
+    names: list[str], rows: list[list[str]], first: int, second: int, is_picture: Callable[[str], bool]
+) -> bool:
     """Whether the first column only numbers the rows, as pandas writes it: it is the second that names the pictures."""
-    numbers, names = ([row[i].strip() for row in rows[:SAMPLE]] for i in (first, second))
-    if all(map(str.isdecimal, names)) and len({*names}) < max(3, len({*numbers})):
+    numbers, pictures = ([row[i].strip() for row in rows[:SAMPLE]] for i in (first, second))
+    if not all(map(str.isdecimal, filter(None, numbers))):
+        return False
+    told = PICTURE_COLUMN.search(names[second]) is not None
+    if not told and all(map(str.isdecimal, pictures)) and len({*pictures}) < max(3, len({*numbers})):
         return False  # 0 and 1, or counts, which are ids of pictures by chance
-    return sum(map(is_picture, names)) >= max(1, sum(map(is_picture, numbers)))
+    return sum(map(is_picture, pictures)) >= max(1, sum(map(is_picture, numbers)))
 
 
 def _encoding(content: bytes) -> list[str]:

@@ -3,9 +3,14 @@
 import contextlib
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 
+from pipelines.errors import InputError
+
 MARKS = "|;,"
+_QUOTED = re.compile(r"""[\[,\s]\s*["']""")
+_FLAGS = re.compile(r"\s*[01](?:[\s,]+[01]){2,}[\s,]*")
 _ITEM = re.compile(r"""(["'])(.*?)\1(?=[\s,\]])|[^\s,\[\]]+""", re.DOTALL)
 
 
@@ -16,13 +21,18 @@ def parted(cells: Collection[str], known: frozenset[str]) -> tuple[dict[str, fro
         cells: as they stand in the table.
         known: labels that are fixed beforehand: a cell that is one of them as a whole is not parted, and nothing is
             noted, since a label that is none of them is an error anyway.
+
+    Raises:
+        InputError: lists that do not name labels.
     """
     whole = {cell: frozenset((cell,)) for cell in known.intersection(cells)}
     texts = {cell: cell for cell in cells if cell not in whole}
     if _are_lists(texts):
-        if any(quote in cell for cell in texts for quote in "\"'"):
+        if any(map(_QUOTED.search, texts)):
             return whole | {cell: _items(cell) for cell in texts}, []
         texts = {cell: cell[1:-1] for cell in texts}
+        if any(map(_FLAGS.fullmatch, texts.values())):
+            raise InputError("its cells are lists of 0 and 1; give the labels' names, or a column of 0 and 1 a label")
     marks = [mark for mark in MARKS if any(mark in text for text in texts.values())]
     separator = marks[0] if marks else None
     labels = {cell: _names(text.split(separator)) for cell, text in texts.items()}
@@ -30,7 +40,10 @@ def parted(cells: Collection[str], known: frozenset[str]) -> tuple[dict[str, fro
 
 
 def _are_lists(cells: Collection[str]) -> bool:
-    return any(cells) and all(cell[0] == "[" and cell[-1] == "]" for cell in cells if cell)
+    """Whether all are lists; names that have brackets themselves look like some, but for the quotes."""
+    if not any(cells) or not all(cell[0] == "[" and cell[-1] == "]" for cell in cells if cell):
+        return False
+    return any(map(_QUOTED.search, cells)) or not any(mark in cell[1:-1] for cell in cells for mark in "[]")
 
 
 def _items(cell: str) -> frozenset[str]:
@@ -48,7 +61,15 @@ def _names(parts: Iterable[str]) -> frozenset[str]:
     return frozenset(name for part in parts if (name := part.strip()))
 
 
-def _notes(marks: list[str], texts: Iterable[str]) -> list[str]:
+def _more_blanks(mark: str, texts: Iterable[str]) -> bool:
+    """Whether more cells have blanks and no mark than have the mark: a remark may have brought it in."""
+    counts = Counter(mark in text for text in texts if mark in text or " " in text)
+    return counts[False] > counts[True]
+
+
+def _notes(marks: list[str], texts: Collection[str]) -> list[str]:
+    if marks and _more_blanks(marks[0], texts):
+        return [f"labels are separated by {marks[0]!r}, which few cells have; blanks in the others stay part of labels"]
     if len(marks) > 1:
         others = f"{' and '.join(map(repr, marks[1:]))} {'stay' if marks[2:] else 'stays'}"
         return [f"labels are separated by {marks[0]!r}; {others} part of them"]

@@ -38,16 +38,17 @@ def read_dataset(
     if len(dataset.splits.get("train", ())) > 1 and dataset.labels:
         # Before the check, so that what is found out later moves no picture between the splits.
         dataset = with_validation(dataset, val_fraction, seed)
-    if known_bad is not None:
-        dataset = dataset.without([(i, known_bad[file]) for i, file in enumerate(dataset.files) if file in known_bad])
-        return with_validation(require_rows(dataset), val_fraction, seed)
-    dataset = dataset.without(undecodable(dataset.root, dataset.files, progress))
-    bad, rows = len(dataset.rejected), len(dataset.files) + len(dataset.rejected)
-    if bad > TOLERATED * rows and not allow_bad:
-        first = "; ".join(f"{r.file}: {r.reason}" for r in dataset.rejected[:3])
+    known = known_bad or {}
+    if known_bad is None:
+        dataset = dataset.without(undecodable(dataset.root, dataset.files, progress))
+    else:
+        dataset = dataset.without([(i, known[file]) for i, file in enumerate(dataset.files) if file in known])
+    bad, rows = [row for row in dataset.rejected if row.file not in known], len(dataset.files) + len(dataset.rejected)
+    if len(bad) > TOLERATED * rows and not allow_bad:
+        first = "; ".join(f"{row.file}: {row.reason}" for row in bad[:3])
         raise InputError(
-            f"{root}: {bad:,} of {rows:,} rows have no usable picture ({first}{'; ...' if bad > 3 else ''})"
-            f"{'; --allow-bad goes on with the rest' if bad < rows else ''}"
+            f"{root}: {len(bad):,} of {rows:,} rows have no usable picture ({first}{'; ...' if len(bad) > 3 else ''})"
+            f"{'; --allow-bad goes on with the rest' if len(bad) < rows else ''}"
         )
     return with_validation(require_rows(dataset), val_fraction, seed)
 

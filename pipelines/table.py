@@ -45,7 +45,10 @@ def _read_table(root: Path) -> Dataset:
     present = [name for name in SPLITS if (root / f"{name}.csv").is_file()]
     # A split's own folder first: names may repeat in others.
     folders = {split: PictureFolders(root, (split, *PICTURE_FOLDERS)) for split in present}
-    tables = {split: read_csv(root / f"{split}.csv", is_picture=folders[split].has) for split in present}
+    tables: dict[str, Columns] = {}
+    for split in present:
+        pictures = tables["train"].header[0] if "train" in tables else None
+        tables[split] = read_csv(root / f"{split}.csv", is_picture=folders[split].has, pictures=pictures)
     counts = _counts(tables["train"])
     column = _label_column(tables["train"], counts)
     if column is not None:
@@ -155,7 +158,10 @@ def _labels_by_name(
             raise InputError(f"{table.path}: column {column!r} is missing; train.csv has its labels there")
     cells = {split: table.cells[column] for split, table in tables.items()}
     fixed = _fixed_labels(root / "labels.txt")
-    labels_of, notes = parted(set[str]().union(*cells.values()), frozenset(fixed or ()))
+    try:
+        labels_of, notes = parted(set[str]().union(*cells.values()), frozenset(fixed or ()))
+    except InputError as error:
+        raise InputError(f"{tables['train'].path}: column {column!r}: {error}") from None
     names = {split: [labels_of[cell] for cell in values] for split, values in cells.items()}
     labels = label_order(name for row in set(names["train"]) for name in row) if fixed is None else fixed
     known = frozenset(labels)

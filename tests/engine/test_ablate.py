@@ -17,6 +17,7 @@ from engine import ablate as ablating
 from engine.ablate import Arguments, ablate
 from engine.ablation import COLUMNS, Outcome, Results, markdown, write_summary
 from engine.arms import ARMS, Arm, command_line
+from engine.command import Interrupt
 from engine.pace import seconds_an_epoch
 from engine.run import Run, write_json
 from pipelines.errors import InputError
@@ -160,6 +161,15 @@ def test_a_picture_found_damaged_meanwhile_makes_no_other_study(
     assert begun(trainings) == ["baseline-0", "ours-0"]
 
 
+def test_a_study_begun_by_an_older_version_goes_on(table: Make, tmp_path: Path, trainings: Trainings) -> None:
+    root, out = table(), tmp_path / "study"
+    assert ablate(of(root, out, arms=("baseline",))) == 0
+    for file, name in ((out / "study.json", "rejected"), (Run(out / "runs" / "baseline-0").report, "finished")):
+        write_json(file, {key: value for key, value in json.loads(file.read_text()).items() if key != name})
+    assert ablate(of(root, out, arms=("baseline",))) == 0
+    assert begun(trainings) == ["baseline-0"]
+
+
 def test_a_budget_is_measured_with_a_batch_that_an_epoch_has(table: Make, tmp_path: Path) -> None:
     """`ours` takes 64 pictures at once, this set has 18 to train on."""
     arguments = of(table(), tmp_path / "study", arms=("ours",), width=0.125, batch_size=None)
@@ -262,5 +272,10 @@ pathlib.Path({str(ready)!r}).touch()
 while True:
     signal.pause()
 """
-    assert ablating._train([sys.executable, "-c", code], ready.exists) == 130
+
+    class Pressed(Interrupt):
+        def __call__(self) -> bool:
+            return ready.exists()
+
+    assert ablating._train([sys.executable, "-c", code], Pressed()) == 130
     assert told.read_text() == "pressed "

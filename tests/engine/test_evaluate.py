@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from engine.classifier import Classifier
 from engine.command import main
 from engine.evaluate import Arguments, evaluate, evaluation
 from engine.metrics import scores
-from engine.run import Run
+from engine.run import Run, write_json
 from engine.trained import load_trained
 from pipelines.errors import InputError
 from pipelines.read import read_dataset
@@ -162,3 +163,22 @@ def test_large_batches_are_for_training(trained_run: Path, monkeypatch: pytest.M
     enabled = torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark
     assert seen == [(4, *enabled, False), (64, *enabled, False)]
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_data_that_changed_since_the_run_are_told(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another validation set may have been split off, of pictures that the network was trained on."""
+    data, run = shutil.copytree(own_data(trained_run), tmp_path / "data"), Run(tmp_path / "run")
+    shutil.copytree(trained_run, run.folder)
+    write_json(run.config, {**run.read_config(), "data": str(data)})
+    assert evaluate(Arguments(run=run.folder, draws=0)) == 0
+    assert "has changed" not in capsys.readouterr().out
+    rows = (data / "train.csv").read_text().splitlines()
+    (data / "train.csv").write_text("\n".join(rows[:-1]))
+    assert evaluate(Arguments(run=run.folder, draws=0)) == 0
+    assert "has changed since the run was trained" in capsys.readouterr().out
+    for i in range(9):
+        (data / "images" / f"{i}.png").unlink()
+    with pytest.raises(InputError, match=r"9 of 39 rows have no usable picture .*--allow-bad"):
+        evaluate(Arguments(run=run.folder, draws=0))

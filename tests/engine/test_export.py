@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from engine import export as exporting
 from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.classifier import Answers, Classifier
 from engine.export import Arguments, export
 from engine.metrics import scores
 from engine.model_file import describe, read_model
@@ -95,6 +96,26 @@ def test_pictures_in_shards_are_compared_and_calibrated_with(
     assert found.largest <= 1e-5
     pictures = calibration_pictures(dataset, trained.config)
     assert pictures.shape == (len(dataset.splits["train"]), SIZE, SIZE, 3)
+
+
+def test_answers_that_are_no_numbers_are_not_taken_for_pictures_that_are_gone(
+    exported: Exported, trained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half precision may overflow; and a picture may really be gone."""
+    trained = load_trained(trained_run)
+    dataset = read_dataset(Path(str(trained.config.data)), val_fraction=0.4)
+    answer = Classifier.stream
+
+    def nan(classifier: Classifier, paths: list[str]) -> Iterator[Answers]:
+        for found in answer(classifier, paths):
+            yield replace(found, probabilities=np.full_like(found.probabilities, np.nan))
+
+    monkeypatch.setattr(Classifier, "stream", nan)
+    with pytest.raises(InputError, match=r"in fp32 the answers for (\d+) of \1 pictures are not numbers"):
+        compare(*read_model(exported()), trained, dataset)
+    monkeypatch.setattr(Classifier, "stream", lambda classifier, paths: answer(classifier, [*paths[:-1], "/gone.png"]))
+    with pytest.raises(InputError, match=r"images/\d+\.png can no longer be read"):
+        compare(*read_model(exported()), trained, dataset)
 
 
 def test_noise_is_not_taken_for_a_loss_of_accuracy() -> None:

@@ -494,14 +494,19 @@ def test_parts_of_an_interrupted_run_are_not_put_to_another(tmp_path: Path) -> N
         AnswerFile(out, labels, "0123", False)
 
 
-def test_a_part_without_rows_may_go_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_part_may_go_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """Fewer photographs than processes: who has none leaves while the first puts the file together."""
     out = tmp_path / "answers.jsonl"
     first, second = (AnswerFile(out, ["cat"], "0123", False, rank) for rank in (0, 1))
     _answered(first, "a")
-    _answered(second, "b")
-    replace = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda path, to: (second.partial.unlink(), replace(path, to)))
+    _answered(second, *"b"[:rows])
+    if rows:  # after the first has read it
+        replace = Path.replace
+        monkeypatch.setattr(Path, "replace", lambda path, to: (second.partial.unlink(), replace(path, to)))
+    else:  # after the first has seen that it is there
+        listed = Path.glob
+        monkeypatch.setattr(Path, "glob", lambda *given: (*listed(*given), second.partial.unlink())[:-1])
     first.finish()
     second.__exit__(None, None, None)
-    assert len(out.read_text().splitlines()) == 2
+    assert len(out.read_text().splitlines()) == 1 + rows

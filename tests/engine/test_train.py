@@ -1,12 +1,15 @@
 """Training as a user starts it: the run's folder, resuming to the bit, bad input in a line."""
 
 import errno
+import fcntl
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import cache
@@ -467,6 +470,19 @@ def test_two_processes_do_not_train_in_one_folder(finished: Path) -> None:
     assert train(Arguments(resume=finished)) == 0
 
 
+def test_who_comes_second_to_a_new_folder_leaves_it_as_it_is(dataset: Dataset, tmp_path: Path) -> None:
+    """Both found it empty when they began, and read the data for minutes."""
+    run = Run(tmp_path / "run")
+    with run.created():
+        write_json(run.config, {})
+        with pytest.raises(InputError, match="another process is training in it"), Run(run.folder).created():
+            pass
+    assert run.config.exists()
+    with pytest.raises(InputError, match="there is a run in it"), Run(run.folder).created():
+        pass
+    assert run.config.exists()
+
+
 def test_a_run_goes_on_where_mixed_precision_needs_a_scaler(dataset: Dataset, tmp_path: Path) -> None:
     """As on an older GPU, after a start on one that computes in bfloat16."""
     begun = trainer_of(dataset, tmp_path)
@@ -696,3 +712,46 @@ def test_ctrl_c_saves_and_leaves_with_130(table: Make, tmp_path: Path) -> None:
     assert process.wait(timeout=60) == 130
     assert f"--resume {tmp_path / 'run'}" in rest
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["epoch"] >= 1
+
+
+def test_a_terminal_that_is_closed_does_not_keep_a_run_from_being_saved(tmp_path: Path) -> None:
+    """Writing to it fails from then on; under nohup nothing is to be stopped."""
+    code = f"""
+import os, pathlib, signal, sys
+from engine.command import Interrupt
+from pipelines.progress import bar, say
+with Interrupt() as interrupt, bar("training") as advance:
+    say("begun")
+    while not interrupt():
+        signal.pause()
+    advance(1, 2, "")
+say("stopped")
+pathlib.Path({str(tmp_path / "saved")!r}).write_text(str(interrupt.status))
+"""
+    terminal, ours = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=ours,
+        stdout=ours,
+        stderr=ours,
+        cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
+    )
+    os.close(ours)
+    said = b""
+    while b"begun" not in said:
+        said += os.read(terminal, 1000)
+    os.close(terminal)
+    assert child.wait(timeout=60) == 0
+    assert (tmp_path / "saved").read_text() == "129"
+
+
+def test_nohup_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not interrupt()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -83,6 +83,36 @@ def test_a_cell_too_many_is_no_zero_or_one(table: Make) -> None:
         read_table(table("image,sun,sea\n" + rows))
 
 
+def test_lists_of_0_and_1_name_no_labels(table: Make) -> None:
+    with pytest.raises(InputError, match=r"train.csv: column 'labels': its cells are lists of 0 and 1; give"):
+        read_table(table('image,labels\n0.jpg,"[0, 1, 0]"\n1.jpg,"[1, 1, 0]"\n'))
+
+
+def test_a_remark_that_makes_the_separator_is_told(table: Make) -> None:
+    root = table("image,labels\n0.jpg,clear primary\n1.jpg,haze water\n2.jpg,cloudy road,check this\n")
+    assert "column 'labels': labels are separated by ',', which few cells have" in read_table(root).notes[1]
+
+
+@pytest.mark.parametrize("row", ["0.jpg,cat,dog,bird", "0.jpg,cat,,dog", "0.jpg,cat,dog"])
+def test_cells_without_a_column_s_name_are_left_out_and_told(table: Make, row: str) -> None:
+    root = table(f"image,labels,,\n{row}\n1.jpg,sun,,\n")
+    assert labels_of(root) == {"0.jpg": {"cat"}, "1.jpg": {"sun"}}
+    assert read_table(root).notes == ("train.csv, line 2: cells in columns without a name are left out",)
+
+
+def test_the_index_of_a_long_table_and_of_a_short_split(table: Make) -> None:
+    """A row a label: fewer pictures than rows. What train.csv tells of the columns holds for the others."""
+    root = table(
+        ",image_id,label\n0,12,cat\n1,12,dog\n2,15,cat\n3,15,sea\n4,7,cat\n", val=",image_id,label\n0,3,cat\n1,3,dog\n"
+    )
+    assert labels_of(root) == {
+        "12.jpg": {"cat", "dog"},
+        "15.jpg": {"cat", "sea"},
+        "7.jpg": {"cat"},
+        "3.jpg": {"cat", "dog"},
+    }
+
+
 @pytest.mark.parametrize("name", ["", "Unnamed: 0"])
 @pytest.mark.parametrize("ending", [".jpg", ""])
 def test_the_index_that_pandas_writes_names_no_picture(table: Make, name: str, ending: str) -> None:
@@ -102,8 +132,9 @@ def test_the_index_that_pandas_writes_names_no_picture(table: Make, name: str, e
         ",count,labels\n0,1,cat\n1,1,dog\n2,1,\n",
         ",cat,dog\n0,1,0\n1,0,1\n",
         "Unnamed: 0,image,labels\n0.jpg,x,cat\n1.jpg,1,dog\n",
+        ",mask,labels\n0.jpg,1.jpg,cat\n1.jpg,0.jpg,dog\n",
     ],
-    ids=["two columns", "counts", "0/1", "some other names"],
+    ids=["two columns", "counts", "0/1", "some other names", "pictures in pairs"],
 )
 def test_a_column_without_a_name_may_hold_the_pictures(table: Make, text: str) -> None:
     got = labels_of(table(text))
@@ -121,8 +152,10 @@ def test_a_column_without_a_name_may_hold_the_pictures(table: Make, text: str) -
         (["[traffic light, dog]", "[traffic light]"], {"traffic light", "dog"}),
         (["[cat, 'traffic light']"], {"cat", "traffic light"}),
         (["[old] cat|[old] dog", "[old]"], {"[old] cat", "[old] dog", "[old]"}),
+        (["[old]|[new]", "[new]"], {"[old]", "[new]"}),
+        (["[traffic light, dog]", "[dog's bowl, cat]"], {"traffic light", "dog", "dog's bowl", "cat"}),
     ],
-    ids=["Python", "JSON", "numpy", "numpy numbers", "numbers", "bare", "half", "none"],
+    ids=["Python", "JSON", "numpy", "numpy numbers", "numbers", "bare", "half", "none", "names", "apostrophe"],
 )
 def test_lists_that_programs_write(table: Make, cells: list[str], labels: set[str]) -> None:
     text = io.StringIO()
