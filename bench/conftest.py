@@ -26,6 +26,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_columns = config.option.benchmark_columns or ["median", "iqr", "rounds"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Inference before what sets the allocator of the process as training does: its peers have theirs as it is."""
+    items.sort(key=lambda item: item.path.name != "test_inference.py")
+
+
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     """In machine_info rather than with each benchmark: once a file, and --benchmark-compare warns where it differs."""
     machine_info |= machine(machine_info["cpu"])

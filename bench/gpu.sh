@@ -4,6 +4,8 @@
 #   bench/gpu.sh [FOLDER]        about 20 minutes; FOLDER is gpu-results by default
 #   bench/gpu.sh --dry-run       needs no GPU: says what would run, and that all of it can start
 #
+# It needs pip install -e '.[dev,bench]'; for TensorRT, whose parts are left out without it, TensorRT 10's libraries.
+#
 # Each part writes NAME.txt, and JSON where it has figures; summary.txt says how each ended. figures.txt has the suite's
 # figures as a table, figures.png as a picture. A part that fails does not keep the others from running; the exit status
 # is then 1.
@@ -52,6 +54,7 @@ if [ -z "$dry" ]; then
     fi
     mkdir -p "$out" || exit 2
     : >"$out/summary.txt"
+    rm -rf "$out/run" # of the time before
 fi
 
 part nvidia-smi nvidia-smi
@@ -64,7 +67,14 @@ part train engine.train --preset paper --epochs 3 --amp --device cuda --out "$ou
 part export engine.export "$out/run"
 part export-fp16 engine.export "$out/run" --precision fp16
 photographs=$("$python" -c 'from pipelines.sample import sample_dir; print(sample_dir() / "images")')
-for device in cuda tensorrt; do
+devices=(cuda)
+missing='from engine.session import missing; print(missing("tensorrt") or "")'
+if [ -n "$dry" ] || [ -z "$("$python" -c "$missing" 2>/dev/null || echo no)" ]; then
+    devices+=(tensorrt)
+else
+    echo "infer-tensorrt: left out, TensorRT is not installed" | tee -a "$out/summary.txt"
+fi
+for device in "${devices[@]}"; do
     for model in model model-fp16; do
         part "infer-$device-$model" engine.infer "$out/run/$model.onnx" "$photographs" --device "$device" \
             --out "$out/$device-$model.csv"

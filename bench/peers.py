@@ -5,7 +5,7 @@ Nothing of ours but its plain twin (bench.plain) is imported, so that a process 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,12 @@ class Peer:
     Attributes:
         make: the network.
         tuned: channels-last, and in the arithmetic that is asked for; else as it comes, contiguous and in float32.
-        compiled: under torch.compile with its own CUDA graphs.
+        compiled: torch.compile's mode; both have its own CUDA graphs.
     """
 
     make: Callable[[], nn.Module]
     tuned: bool = True
-    compiled: bool = False
+    compiled: Literal["reduce-overhead", "max-autotune"] | None = None
 
 
 def plain() -> nn.Module:
@@ -57,10 +57,11 @@ PEERS = {
     "facenet-pytorch": Peer(facenet),
     "timm inception_resnet_v2": Peer(timm_v2),
 }
-# On a GPU alone: on the CPU torch.compile wins little, and takes minutes.
+# On a GPU alone: on the CPU torch.compile gained little when it was tried, and takes minutes.
 COMPILED = {
-    "plain, torch.compile": Peer(plain, compiled=True),
-    "facenet-pytorch, torch.compile": Peer(facenet, compiled=True),
+    "plain, torch.compile": Peer(plain, compiled="reduce-overhead"),
+    "plain, torch.compile, max-autotune": Peer(plain, compiled="max-autotune"),
+    "facenet-pytorch, torch.compile": Peer(facenet, compiled="reduce-overhead"),
 }
 
 
@@ -76,8 +77,8 @@ def peer_step(peer: Peer, size: int, batch: int, device: str, amp: torch.dtype |
     layout = torch.channels_last if peer.tuned else torch.contiguous_format
     model: Any = peer.make().train()
     model.to(device=device, memory_format=layout)
-    if peer.compiled:
-        model = torch.compile(model, mode="reduce-overhead", dynamic=False)
+    if peer.compiled is not None:
+        model = torch.compile(model, mode=peer.compiled, dynamic=False)
     images, truth = data(size, batch, device, layout)
     targets, mixed = truth.float(), amp is not None and peer.tuned
     optimizer = torch.optim.Adam(model.parameters(), fused=True)

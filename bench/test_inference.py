@@ -18,7 +18,9 @@ from engine.session import missing
 from kernels.bfloat16 import cpu_has_bfloat16
 
 HALF_NAME = f"torch, {str(HALF).removeprefix('torch.')}, channels-last"
-NETWORKS = (*FORMS, "torch", "torch, channels-last", HALF_NAME, "torch.compile", "ONNX Runtime's defaults")
+HALF_COMPILED = f"torch.compile, {HALF_NAME.removeprefix('torch, ')}"
+COMPILED = ("torch.compile", HALF_COMPILED)
+NETWORKS = (*FORMS, "torch", "torch, channels-last", HALF_NAME, *COMPILED, "ONNX Runtime's defaults")
 ANSWERS = (*FORMS, "torchvision, ONNX Runtime's defaults")
 TOLERANCE, COARSE = 1e-3, 0.05  # of a probability: float32, and half precision or int8
 
@@ -51,15 +53,16 @@ def answer(size: Size, name: str) -> Answer:
     if name in FORMS:
         require(name)
         return network.session(name)
-    if name == "torch.compile" and size.quick:
+    if name in COMPILED and size.quick:
         pytest.skip("torch.compile takes a minute; not in the quick form")
-    if name == HALF_NAME and DEVICE == "cpu" and not cpu_has_bfloat16():
+    if name in (HALF_NAME, HALF_COMPILED) and DEVICE == "cpu" and not cpu_has_bfloat16():
         pytest.skip("this CPU does not compute in bfloat16")
     makes: dict[str, Callable[[], Answer]] = {
         "torch": network.in_torch,
         "torch, channels-last": partial(network.in_torch, tuned=True),
         HALF_NAME: partial(network.in_torch, HALF, tuned=True),
         "torch.compile": partial(network.in_torch, compiled=True),
+        HALF_COMPILED: partial(network.in_torch, HALF, tuned=True, compiled=True),
         "ONNX Runtime's defaults": network.onnx_runtime,
     }
     return makes[name]()

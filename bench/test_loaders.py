@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from bench import OURS
-from bench.loaders import PEERS, WORKERS, Pass, ours
+from bench.loaders import PEERS, WORKERS, Pass, ours, ours_on_gpu
 from bench.photographs import PLACES, photographs
 from bench.turns import Make, Row, Timed, in_turn
 
 SIZE, BATCH = 320, 32
-LOADERS = {OURS: ours, **PEERS}
+LOADERS = {OURS: ours, **({"ours, on the GPU": ours_on_gpu} if torch.cuda.is_available() else {}), **PEERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def as_in_training() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=PLACES)
 def passes(request: pytest.FixtureRequest, quick: bool, as_in_training: None) -> Passes:
-    count, rounds = (32, 2) if quick else (256, 5)
+    count, rounds = (32, 2) if quick else (256, 9)
     source, files = photographs(request.param, count)
     makes: dict[str, Make] = {name: partial(whole, make, files) for name, make in LOADERS.items()}
     return Passes(request.param, count, source, in_turn(makes, rounds, warm=0))

@@ -36,6 +36,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "facenet-pytorch": ("facenet_pytorch", "requests"),
     "timm inception_resnet_v2": ("timm",),
 }
+WAIT = "; import torch; torch.cuda.synchronize()" if DEVICE == "cuda" else ""
 NOT_QUICK = "not in the quick form"
 
 
@@ -68,9 +69,9 @@ def first_steps(quick: bool) -> Timed:
             if find_spec(package) is None:
                 raise ModuleNotFoundError(name=package)
         if name == OURS:
-            return process("-c", "from bench.steps import our_step; our_step(96, 4)()")
+            return process("-c", f"from bench.steps import our_step; our_step(96, 4)(){WAIT}")
         step = f"peer_step(PEERS[{name!r}], 96, 4, {DEVICE!r}, {PLACEMENT.amp})"
-        return process("-c", f"import torch; from bench.peers import PEERS, peer_step; {step}()")
+        return process("-c", f"import torch; from bench.peers import PEERS, peer_step; {step}(){WAIT}")
 
     return in_turn({name: partial(make, name) for name in NETWORKS}, 1 if quick else 5, warm=0)
 

@@ -1,5 +1,6 @@
 """Clocks and inputs for timings that mean something: the device is waited for, and its caches hold nothing ready."""
 
+import gc
 import time
 from collections.abc import Callable
 from functools import cache
@@ -50,6 +51,7 @@ def replay_of(call: Call) -> Call:
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(stream)
+    gc.collect()  # what is freed while it is recorded would spoil it
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         call()
