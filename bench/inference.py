@@ -93,7 +93,7 @@ class Network:
         return Classifier.of(file.SerializeToString(), description, place, self.batch)
 
     def _runtime(self) -> Callable[[NDArray[np.float32] | ort.OrtValue], NDArray[np.float32]]:
-        """The plain network in ONNX Runtime with its defaults, from float32 [N, 3, size, size], also in a GPU's memory."""
+        """The plain network in ONNX Runtime with its defaults, from float32 [N, 3, size, size], on a GPU too."""
         program = torch.onnx.export(
             self.plain,
             (torch.zeros(2, 3, self.size, self.size),),
