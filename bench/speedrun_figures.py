@@ -122,7 +122,7 @@ def draw(races: Sequence[dict[str, Outcome]], title: str) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     for axes, (name, written) in zip(figure.subplots(1, 2), (("micro_f1", "micro-F1"), ("map", "mAP")), strict=True):
         for number, race in enumerate(races):
             for (run, outcome), colour, style in zip(race.items(), COLOURS, ("-", ":", "-"), strict=False):

@@ -88,7 +88,7 @@ def collect(
         run, kept = Run(folder), folder / "test.json"
         figures = {"val": _read(run.report)}
         if "test" in splits:
-            if not kept.exists():
+            if not kept.exists() or _read(kept).get("epoch") != figures["val"]["epoch"]:  # the run has gone on since
                 with bar(f"{ARMS[arm].title}, seed {seed}, on test") as advance:
                     trained = load_trained(folder)
                     _, found = evaluation(
@@ -147,12 +147,16 @@ def markdown(results: Results) -> str:
             cells = [option.title, "–" if option.published is None else f"{option.published:.2f}"]
             cells += [_percent([value[column] for value in values]) for column in COLUMNS]
             cells += [
-                f"{statistics.mean(r.epochs for r in runs):.3g}",
-                f"{statistics.mean(r.minutes for r in runs):.2g}",
+                _short(statistics.mean(r.epochs for r in runs)),
+                _short(statistics.mean(r.minutes for r in runs)),
             ]
             lines.append(f"| {' | '.join([*cells, str(len(runs))])} |")
         lines.append("")
     return "\n".join([*lines, NOTE]) + "\n"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if (value >= 10 and float(value).is_integer()) or value >= 100 else f"{value:.2g}"
 
 
 def _percent(values: Sequence[float]) -> str:

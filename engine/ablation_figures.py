@@ -43,7 +43,8 @@ def draw_arms(results: Results, split: str) -> "Figure":
     for number, arm in enumerate(results.arms):
         draw(axes, number, len(results.arms), arm, np.array(results.label_f1(arm, split))[order])
     name_labels(axes, [results.labels[i] for i in order], [results.frequency[i] for i in order])
-    axes.set(ylim=(0, 1), ylabel="F1 at 0.5", title=f"{results.data}, {split}: labels by pictures in training")
+    axes.set(ylim=(0, 1), ylabel="F1 at 0.5")
+    axes.set_title(f"{results.data}, {split}: labels by pictures in training", parse_math=False)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, ncols=len(results.arms), loc="upper right")

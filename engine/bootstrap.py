@@ -45,10 +45,11 @@ class Resampled:
     def intervals(self, map: float, level: float = LEVEL) -> dict[str, Any]:
         """(lower, upper) of each figure by its name, [labels, 2] for those of labels; nan where it is never defined.
 
-        `map` is that of the pictures as they are.
+        `map` is that of the pictures as they are, and always within its interval.
         """
         found = {field.name: _interval(getattr(self, field.name), level) for field in fields(self)}
-        return {**found, "map": np.clip(2 * map - found["map"][::-1], 0, 1)}
+        low, high = np.clip(2 * map - found["map"][::-1], 0, 1)
+        return {**found, "map": np.array([np.fmin(low, map), np.fmax(high, map)])}
 
 
 def resampled(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.cells import cell_len
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 38, 12, 12, 34
@@ -50,8 +51,9 @@ class Axis:
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             steps = (1, 2, 5) if self.high / self.low < 300 else (1,)
-            values = [m * 10.0**e for e in decades for m in steps]
-            return [v for v in values if self.low <= v <= self.high]
+            values = [v for e in decades for m in steps if self.low <= (v := m * 10.0**e) <= self.high]
+            if len(values) > 1:
+                return values
         span = (self.high - self.low) or 1.0
         step = 10.0 ** math.floor(math.log10(span / 5))
         step *= next(m for m in (1, 2, 5, 10) if span / (m * step) <= 6)
@@ -116,7 +118,7 @@ class Chart:
     right: int = field(init=False)
 
     def __post_init__(self) -> None:
-        longest = max((len(line.name) for line in self._named()), default=0)
+        longest = max((cell_len(line.name) for line in self._named()), default=0)
         object.__setattr__(self, "right", RIGHT + round(CHARACTER * longest))
 
     @property
@@ -173,7 +175,7 @@ class Chart:
         for i in _thinned(len(named[0].x)):
             x = named[0].x[i]
             values = [f"{line.name} {line.y[i]:.{self.digits}f}" for line in named if math.isfinite(line.y[i])]
-            found.append([self.px(x), f"{self.x.title} {x:.3g} · {' · '.join(values)}"])
+            found.append([self.px(x), f"{self.x.title} {x:,.6g} · {' · '.join(values)}"])
         return found
 
 

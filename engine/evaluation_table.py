@@ -37,14 +37,19 @@ def _labels(content: dict[str, Any]) -> list[list[str]]:
                 name if len(name) <= LONGEST else name[: LONGEST - 1] + "…",
                 f"{half['support']:,}",
                 "–" if half["ap"] is None else _figure(half, "ap", 3),
-                *(f"{half[figure]:.3f}" for figure in ("precision", "recall")),
-                _figure(half, "f1", 3),
+                *_decided(half),
                 f"{content['thresholds'][name]:.3f}",
-                *(f"{tuned[figure]:.3f}" for figure in ("precision", "recall")),
-                _figure(tuned, "f1", 3),
+                *_decided(tuned),
             ]
         )
     return rows
+
+
+def _decided(row: dict[str, Any]) -> list[str]:
+    """Precision, recall and F1 of a label; of one without pictures there are none."""
+    if not row["support"]:
+        return ["–"] * 3
+    return [*(f"{row[figure]:.3f}" for figure in ("precision", "recall")), _figure(row, "f1", 3)]
 
 
 def _print(rows: list[list[str]]) -> None:

@@ -83,15 +83,11 @@ def confident_mistakes(
 
 
 def shown(mistakes: Sequence[Mistake], found: Predicted, labels: Sequence[str], dataset: Dataset | None) -> list[Shown]:
-    """The mistakes with their pictures, where the data set is there."""
-    urls = [""] * len(mistakes)
-    if dataset is not None:
-        from pipelines.thumbnail import thumbnails
-
-        files = [found.files[mistake.row] for mistake in mistakes]
-        urls = [data_url(picture) for picture in thumbnails(dataset.root, files, THUMBNAIL)]
+    """The mistakes with their pictures, where these are there."""
+    urls = {} if dataset is None else _thumbnail_urls(dataset, [found.files[mistake.row] for mistake in mistakes])
     made = []
-    for mistake, url in zip(mistakes, urls, strict=True):
+    for mistake in mistakes:
+        url = urls.get(found.files[mistake.row], "")
         chances, truth = found.probabilities[mistake.row], found.targets[mistake.row]
         order = [i for i in np.argsort(-chances, kind="stable").tolist() if i != mistake.label]
         likely = [(labels[i], float(chances[i])) for i in order[:TOP]]
@@ -100,6 +96,18 @@ def shown(mistakes: Sequence[Mistake], found: Predicted, labels: Sequence[str], 
             Shown(found.files[mistake.row], url, labels[mistake.label], mistake.probability, true, tuple(likely))
         )
     return made
+
+
+def _thumbnail_urls(dataset: Dataset, files: Sequence[str]) -> dict[str, str]:
+    """By file, of those that the data set has still and that decode still."""
+    from pipelines.check import decode_failures
+    from pipelines.thumbnail import thumbnails
+
+    known = set(dataset.files)
+    there = [file for file in files if file in known]
+    reasons = decode_failures([f"{dataset.root}/{file}" for file in there])
+    good = [file for file, reason in zip(there, reasons, strict=True) if not reason]
+    return dict(zip(good, map(data_url, thumbnails(dataset.root, good, THUMBNAIL)), strict=True))
 
 
 def pipeline_sheet(dataset: Dataset, config: Config) -> list[tuple[str, list[str]]]:

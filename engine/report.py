@@ -56,7 +56,7 @@ def report(arguments: Arguments) -> int:
         assert dataset is not None
         if trained.labels != dataset.labels:
             raise InputError(f"{dataset.root}: has other labels than the run was trained for")
-        say(f"figures of epoch {trained.epoch}, the best so far")
+        say(f"figures of epoch {trained.epoch}, which the run keeps so far")
         with command.Interrupt() as interrupt, bar("evaluating") as advance:
             try:
                 write_figures(
@@ -149,6 +149,7 @@ def _page(
     import jinja2
     import numpy as np
     from markupsafe import Markup
+    from rich.cells import cell_len
 
     from engine import report_charts as charts
     from engine.config import Config
@@ -160,7 +161,7 @@ def _page(
     at = np.array([thresholds[label] for label in labels], np.float32)
     decided = found.probabilities >= at
     rows = _rows(figures, thresholds, decided, found)
-    dataset = dataset if dataset is not None and set(found.files) <= set(dataset.files) else None
+    dataset = None if dataset is None or set(found.files).isdisjoint(dataset.files) else dataset
     mistakes = {
         kind: shown(confident_mistakes(found.probabilities, found.targets, at, wrong), found, labels, dataset)
         for kind, wrong in (("wrong", True), ("missed", False))
@@ -175,7 +176,7 @@ def _page(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["short"] = charts.short
+    environment.filters |= {"short": charts.short, "cells": cell_len}
     best, weak = figures["epoch"], _weak(rows)
     return environment.get_template("report.html.jinja").render(
         run=run.folder.resolve().name,
@@ -206,7 +207,7 @@ def _page(
         reliability=charts.reliability(found),
         **mistakes,
         pictures=dataset is not None,
-        without_pictures=NO_DATA,
+        without_pictures=NO_DATA if dataset is None else "None of the training pictures can be decoded any more.",
         sheet=[] if dataset is None else pipeline_sheet(dataset, own),
         options=own.values(),
         provenance={

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.cells import cell_len, set_cell_size
 from sklearn.metrics import precision_recall_curve
 
 from engine.calibration import BINS, calibration
@@ -17,14 +18,14 @@ SHARE = Axis(0, 1)
 FAINT = 100  # labels that have a precision-recall curve of their own, at most
 SWEPT = 100  # thresholds of the sweep, 0 to 0.99
 WEAKEST, FREQUENT, BEST = 6, 3, 3  # labels that are named in the overview, where there is room
-LONGEST = 22  # characters of a name in a chart
+LONGEST = 22  # characters of a name in a chart; those of wide scripts count twice
 
 Epochs = Sequence[dict[str, Any]]
 
 
 def short(name: str, longest: int = LONGEST) -> str:
     """A name that fits into a chart."""
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+    return name if cell_len(name) <= longest else set_cell_size(name, longest - 1).rstrip() + "…"
 
 
 def loss_curves(epochs: Epochs, best: int) -> Chart:
@@ -43,7 +44,7 @@ def loss_curves(epochs: Epochs, best: int) -> Chart:
             Line(numbers, values[1], "main", "validation"),
         ),
         _single(numbers, values, ("quiet", "main")),
-        mark=(best, "best"),
+        mark=(best, "kept"),
         read=True,
         digits=4,
     )
@@ -62,7 +63,7 @@ def score_curves(epochs: Epochs, best: int) -> Chart:
         SHARE,
         tuple(Line(numbers, part, style, name) for part, (style, name) in zip(values, names.values(), strict=True)),
         _single(numbers, values, tuple(style for style, _ in names.values())),
-        mark=(best, "best"),
+        mark=(best, "kept"),
         read=True,
     )
 
@@ -138,7 +139,7 @@ def _with_room(chart: Chart, wanted: Sequence[dict[str, Any]], rows: Sequence[di
         if row["label"] in taken:
             continue
         x, y = places[row["label"]]
-        length = CHARACTER * len(short(row["label"]))
+        length = CHARACTER * cell_len(short(row["label"]))
         start = x - 7 - length if x > (left + right) / 2 else x + 7
         names = any(start < b + 4 and a < start + length + 4 and abs(y - v) < LABEL_GAP for a, b, v in taken.values())
         dots = any(

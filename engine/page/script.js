@@ -1,14 +1,15 @@
 "use strict";
 // Theme: the system's until one is chosen.
 const root = document.documentElement;
-const stored = () => { try { return localStorage.getItem("theme"); } catch { return null; } };
-if (stored()) root.dataset.theme = stored();
+const KEY = "manylabel-theme"; // a page of the same origin may have a theme of its own
+const stored = () => { try { return localStorage.getItem(KEY); } catch { return null; } };
+if (["light", "dark"].includes(stored())) root.dataset.theme = stored();
 const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 const toggle = document.getElementById("theme");
 const named = () => { toggle.textContent = dark() ? "Light" : "Dark"; };
 toggle.addEventListener("click", () => {
   root.dataset.theme = dark() ? "light" : "dark";
-  try { localStorage.setItem("theme", root.dataset.theme); } catch { /* a page from a file may store nothing */ }
+  try { localStorage.setItem(KEY, root.dataset.theme); } catch { /* a page from a file may store nothing */ }
   named();
 });
 named();

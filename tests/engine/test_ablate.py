@@ -161,6 +161,20 @@ def test_a_picture_found_damaged_meanwhile_makes_no_other_study(
     assert begun(trainings) == ["baseline-0", "ours-0"]
 
 
+def test_a_run_that_has_gone_on_is_measured_on_test_again(table: Make, tmp_path: Path, trainings: Trainings) -> None:
+    """Or else its figures on validation and test would be of two networks."""
+    root, out = table(test=TEST), tmp_path / "study"
+    assert ablate(of(root, out, arms=("baseline",))) == 0
+    kept, report = out / "runs" / "baseline-0" / "test.json", Run(out / "runs" / "baseline-0").report
+    write_json(report, {**json.loads(report.read_text()), "epoch": json.loads(kept.read_text())["epoch"]})
+    write_json(kept, {**json.loads(kept.read_text()), "micro_f1": 0.111})
+    assert ablate(of(root, out, arms=("baseline",))) == 0
+    assert json.loads(kept.read_text())["micro_f1"] == 0.111
+    write_json(kept, {**json.loads(kept.read_text()), "epoch": 77})
+    assert ablate(of(root, out, arms=("baseline",))) == 0
+    assert json.loads(kept.read_text())["micro_f1"] != 0.111
+
+
 def test_a_study_begun_by_an_older_version_goes_on(table: Make, tmp_path: Path, trainings: Trainings) -> None:
     root, out = table(), tmp_path / "study"
     assert ablate(of(root, out, arms=("baseline",))) == 0
@@ -245,6 +259,8 @@ def test_table_by_hand() -> None:
     assert len(cells) == len(COLUMNS) + 5
     assert next(line for line in lines if line.startswith("| ours")).split("|")[2].strip() == "–"
     assert "±" not in markdown(results(("a", "b"), seeds=1)).splitlines()[4]
+    long = replace(results(("a",)), outcomes=tuple(replace(r, minutes=1254.0) for r in results(("a",)).outcomes))
+    assert markdown(long).splitlines()[4].split("|")[-3].strip() == "1,254"
 
 
 @pytest.mark.parametrize("count", [0, 40], ids=["bars", "running-means"])
@@ -252,7 +268,7 @@ def test_odd_names_in_tables_and_figures(tmp_path: Path, count: int) -> None:
     odd = ("<script>", "../../x", "long" * 50, "قطة صغيرة", 'a,"b"\n', "$x_2$", *(f"label {i}" for i in range(count)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        write_summary(results(odd), tmp_path)
+        write_summary(replace(results(odd), data="a$_$b"), tmp_path)
     assert [row["label"] for row in rows_of(tmp_path / "ablation-labels.csv")] == list(odd)
     assert rows_of(tmp_path / "ablation-labels.csv")[1]["ours_f1"] == "0.100000"
     assert (tmp_path / "figures" / "f1_all_arms.png").stat().st_size > 5000

@@ -5,6 +5,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import numpy as np
 import pytest
 
 from engine import report as reporting
+from engine.charts import Axis
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.command import main
 from engine.config import resolve
+from engine.evaluation_table import print_figures
 from engine.figures import figures
 from engine.gallery import OF_A_LABEL, confident_mistakes, pipeline_sheet
 from engine.predicted import Predicted
 from engine.report import Arguments, report, write_page
+from engine.report_charts import short
 from engine.run import Run, write_json
 from engine.thresholds import tuned_thresholds
 from engine.trained import load_trained
@@ -218,6 +222,45 @@ def test_odd_names_are_text_everywhere(made: Make, odd_data: Dataset) -> None:
     assert "run &lt;b&gt;" in page
     assert page.count("<script>") == 1
     assert {path.name for path in run.figures.iterdir()} == {"learning_curves.png", "f1_of_each_label.png"}
+
+
+def test_pictures_that_are_gone_or_damaged_leave_the_others(made: Make, odd_data: Dataset, tmp_path: Path) -> None:
+    run = made(odd_data.labels, files=odd_data.files)
+    root = shutil.copytree(odd_data.root, tmp_path / "copy")
+    moved = replace(odd_data, root=root)
+    write_page(run, moved)
+    whole = run.page.read_text()
+    shown = re.findall(r'alt="(\S+): (?:said|there)', whole)
+    assert len(shown) > 4
+    (root / shown[0]).write_text("no picture")
+    write_page(run, moved.without([(moved.files.index(shown[1]), "no such picture")]))
+    assert set(re.findall(r'alt="(\S+): (?:said|there)', run.page.read_text())) == set(shown) - set(shown[:2])
+    assert "The data set is not where" not in run.page.read_text()
+
+
+@pytest.mark.parametrize(("low", "high"), [(13, 15), (157, 159), (30, 30), (1, 3), (7, 9000)])
+def test_every_axis_has_numbers(low: float, high: float) -> None:
+    for log in (False, True):
+        marks = Axis(low, high if high > low else 1.2 * low, log=log).marks()
+        assert len(marks) > 1
+        assert all(0 <= place <= 1 for place, _ in marks)
+        assert len({text for _, text in marks}) == len(marks)
+
+
+def test_names_in_wide_scripts_are_as_long_as_they_look() -> None:
+    assert short("猫" * 30) == "猫" * 10 + "…"
+    assert short("cat" * 30) == ("cat" * 30)[:21] + "…"
+    assert short("猫") == "猫"
+
+
+def test_labels_without_pictures_have_no_figures_in_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    probabilities, targets = answers(3, 40, True)
+    targets[:, 2] = False
+    content = figures(("a", "b", "c"), probabilities, targets, [0.5] * 3, draws=0)
+    thresholds = {"thresholds": dict.fromkeys("abc", 0.5), "split": "val", "data": "d", "epoch": 1, "loss": 0.1}
+    print_figures({**content, **thresholds})
+    last = capsys.readouterr().out.splitlines()[-1].split()
+    assert last == ["c", "0", "–", "–", "–", "–", "0.500", "–", "–", "–"]
 
 
 def test_without_the_data_set_the_page_says_so(made: Make, capsys: pytest.CaptureFixture[str]) -> None:
