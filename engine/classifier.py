@@ -83,7 +83,14 @@ class Classifier:
         self.description = description
         place, why = decide(device, description)
         self.batch_size = batch_size or (16 if place == "cpu" else 64)
-        self.session = Session(content, description, place, self.batch_size, number)
+        try:
+            self.session = Session(content, description, place, self.batch_size, number)
+        except InputError as error:
+            if device != "auto" or place == "cpu":
+                raise
+            place, why = "cpu", f"not {place}: {error}"
+            self.batch_size = batch_size or 16
+            self.session = Session(content, description, place, self.batch_size)
         self.note = f"{description.precision} on {place}{f' ({why})' if why else ''}"
         self.labels = description.labels
         own = np.array(description.thresholds, np.float32)
@@ -123,8 +130,7 @@ class Classifier:
 
     def stream(self, paths: Sequence[str]) -> Iterator[Answers]:
         """Answers as they come; the next photographs are decoded meanwhile."""
-        placement, threads = ("cpu", len(os.sched_getaffinity(0))) if self.session.device == "cpu" else ("gpu", 4)
-        spec = PictureSpec(self.description.image_size, placement, threads=threads, device_id=self.session.number)  # type: ignore[arg-type]
+        spec = self._spec()
         any_size = self.description.any_size
         for found in Photographs(paths, self.batch_size, spec, letterboxed=not any_size):
             probabilities = np.empty((0, len(self.labels)), np.float32)
@@ -135,6 +141,14 @@ class Classifier:
                     np.concatenate(parts) if any_size else self.session(self._handed_over(found.images.as_tensor()))
                 )
             yield Answers(found.numbers, found.readable, probabilities, found.errors)
+
+    def _spec(self) -> PictureSpec:
+        size, number = self.description.image_size, self.session.number
+        if self.session.device == "cpu":
+            return PictureSpec(size, "cpu", threads=len(os.sched_getaffinity(0)))
+        from engine.device import threads_beside_gpu
+
+        return PictureSpec(size, "gpu", threads=threads_beside_gpu(), device_id=number)
 
     def _handed_over(self, tensor: Any) -> Any:
         """DALI's tensor as what the session takes, without a copy."""

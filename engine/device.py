@@ -41,11 +41,16 @@ class Placement:
         placement: Literal["cpu", "gpu"] = "gpu" if self.device.type == "cuda" else "cpu"
         threads = max(1, torch.get_num_threads())  # on the CPU, as many as training itself takes
         if placement == "gpu":
-            threads = max(2, min(MOST_THREADS, len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())))
+            threads = threads_beside_gpu()
         dtype: Pixel = "float32"
         if self.amp is not None:
             dtype = "bfloat16" if self.amp == torch.bfloat16 else "float16"
         return PictureSpec(size, placement, dtype, threads, self.device.index or 0)
+
+
+def threads_beside_gpu() -> int:
+    """DALI's threads for one of this machine's GPUs: decoding is shared between both."""
+    return max(2, min(MOST_THREADS, len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())))
 
 
 def decide(device: Device, amp: bool, compile: Compile, local: int = 0) -> Placement:

@@ -19,6 +19,8 @@ from pipelines.sampling import epoch_rows
 
 SMALLEST = 2
 SPARE = 0.1  # of the memory, for the pipeline and what is saved
+# What the allocator of the CPU, CUDA and Triton, cuDNN and cuBLAS say.
+NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 
 def fitting_batch(config: Config, dataset: Dataset) -> Config:
@@ -39,7 +41,7 @@ def fitting_batch(config: Config, dataset: Dataset) -> Config:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether a GPU, or the system, had no more."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def largest_batch(config: Config, placement: Placement, labels: int, most: int) -> int:
@@ -82,15 +84,18 @@ def _steps(config: Config, placement: Placement, labels: int, batch: int) -> Non
 
 def _on_gpu(config: Config, placement: Placement, labels: int, batch: int) -> bool:
     device = placement.device
-    spare = None
+    gc.collect()  # a step that did not fit holds its memory in a circle
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1 - SPARE, device)
     try:
-        spare = torch.empty(int(SPARE * torch.cuda.mem_get_info(device)[1]), dtype=torch.uint8, device=device)
         _steps(config, placement, labels, batch)
         torch.cuda.synchronize(device)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         return False
     finally:
-        del spare
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
         gc.collect()
         torch.cuda.empty_cache()
     return True

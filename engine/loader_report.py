@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from engine.step import WARM_UP
 from engine.trainer import Trainer
 from pipelines.loader import Batch
 
@@ -19,6 +20,7 @@ def loader_report(trainer: Trainer) -> list[str]:
     batches = trainer.stream().batches()
     ready = _own(next(batches))
     trainer.model.train()
+    _seconds(trainer, lambda: _step(trainer, ready), WARM_UP + 2)  # kernels are compiled, and launches recorded
     step_seconds = _seconds(trainer, lambda: _step(trainer, ready), 3)
     # As many on each rank: a step has them wait for each other.
     steps = min(trainer.ranks.gather(max(3, round(SECONDS / step_seconds))))

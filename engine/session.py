@@ -1,11 +1,11 @@
 """An ONNX file on a device: which one, whether all of it is there, and how a batch gets through fastest."""
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -72,8 +72,9 @@ class Session:
     def _on_gpu(self, batch_size: int) -> Run:
         """Pictures stay on the GPU; whole batches replay the launches recorded for one.
 
-        Recorded launches read and write the same memory each time: a batch is copied there first, within the GPU, and
-        threads take turns.
+        Recorded launches read and write the same memory each time: a batch is copied there first, within the GPU. One
+        thread does it all, whoever asks: ONNX Runtime records for each thread anew, which the work of others on the GPU
+        would spoil. For the same reason it records now, before there is a pipeline.
         """
         import torch
 
@@ -85,7 +86,7 @@ class Session:
         place = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8, device=gpu) if fixed else None
         place_after = torch.zeros((batch_size, labels), device=gpu)
 
-        turn = Lock()
+        worker = ThreadPoolExecutor(1, "gpu")
 
         def once(given: torch.Tensor) -> NDArray[np.float32]:
             if place is None:
@@ -102,12 +103,13 @@ class Session:
             found: NDArray[np.float32] = answers[: len(given)].cpu().numpy()
             return found
 
-        def run(images: Any) -> NDArray[np.float32]:
+        def answer(images: Any) -> NDArray[np.float32]:
             given = torch.as_tensor(images, device=gpu)
-            with turn:
-                return np.concatenate([once(part) for part in torch.split(given, batch_size)])
+            return np.concatenate([once(part) for part in torch.split(given, batch_size)])
 
-        return run
+        if place is not None:
+            worker.submit(once, place).result()
+        return lambda images: worker.submit(answer, images).result()
 
     def _session(self, options: dict[str, str], threads: int) -> ort.InferenceSession:
         settings = ort.SessionOptions()
@@ -118,11 +120,13 @@ class Session:
         if self.device != "cpu":
             providers = [(PROVIDERS["cuda"], {"device_id": str(self.number), **options})]
         if self.device == "tensorrt":
-            providers.insert(0, (PROVIDERS["tensorrt"], _tensorrt_options(self._description, self.number)))
+            options = _tensorrt_options(self._content, self._description, self.number)
+            providers.insert(0, (PROVIDERS["tensorrt"], options))
         try:
-            return ort.InferenceSession(self._content, settings, providers=providers)
+            return ort.InferenceSession(self._content, settings, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime raises classes of its own for each kind of trouble
-            raise InputError(f"ONNX Runtime cannot load the network: {_first_line(error)}") from None
+            where = "" if self.device == "cpu" else f"--device {self.device}: "
+            raise InputError(f"{where}ONNX Runtime cannot load the network: {_first_line(error)}") from None
 
     def _require_all(self, session: ort.InferenceSession) -> None:
         """Raises InputError where the provider, or a part of the network, is not on the GPU."""
@@ -159,6 +163,8 @@ def decide(device: Device, description: Description) -> tuple[Place, str]:
     why = missing(wanted)
     if why is None and description.precision == "int8":
         why = "an int8 file is for the CPU; python -m engine.export --precision fp16 makes one for GPUs"
+    if why is None and wanted == "tensorrt" and description.any_size:
+        why = "it would be built anew for each size of picture; --device cuda takes them, or a file without --any-size"
     if why is None:
         return wanted, ""
     if device == "auto":
@@ -200,15 +206,16 @@ def _slices(shape: tuple[int, ...], cores: int) -> int:
     return min(shape[0], cores * -(-pixels // (SLICE_PIXELS * cores)))
 
 
-def _tensorrt_options(description: Description, number: int) -> dict[str, str]:
-    folder = cache_dir() / "tensorrt"
+def _tensorrt_options(content: bytes, description: Description, number: int) -> dict[str, str]:
+    # A folder a file: the cache tells engines apart by names in the graph, not by its weights.
+    folder = cache_dir() / "tensorrt" / hashlib.sha256(content).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     return {
         "device_id": str(number),
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(folder),
+        "trt_timing_cache_path": str(folder.parent),
         "trt_fp16_enable": "1" if description.precision == "fp16" else "0",
     }
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.answers import Stopped, mean_loss, predict_part
+from engine.answers import MOST, Stopped, mean_loss, predict_part
 from engine.config import Config
 from engine.device import Placement
 from engine.final_report import write_figures
@@ -267,7 +267,10 @@ class Trainer:
 
     def add_gradient(self, batch: Batch, first: bool = True, together: int = 1) -> Tensor:
         """Adds a batch's gradient; see engine.step."""
-        targets = self.targets[batch.rows.to(self.targets.device)]
+        rows = batch.rows
+        if self.targets.is_cuda:  # or else Python would wait for the step before
+            rows = rows.pin_memory().to(self.targets.device, non_blocking=True)
+        targets = self.targets[rows]
         return self.step.add_gradient(batch.images, targets, first, together)
 
     def _figures(self) -> str:
@@ -367,7 +370,7 @@ class Trainer:
                 self.model,
                 self.dataset,
                 split,
-                self.share,
+                min(self.share, MOST),  # what a step takes stays taken while it is recorded
                 self.config.image_size,
                 self.placement,
                 self.ranks,

@@ -98,10 +98,12 @@ def main(command: Callable[[], int]) -> None:
         _close_unwritable(sys.stdout)
         print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
         status = BAD_INPUT
-    except (MemoryError, ImportError) as error:
-        if isinstance(error, ImportError) and NO_ROOM not in str(error):
+    except (MemoryError, ImportError, RuntimeError) as error:
+        gpu = type(error).__name__ == "OutOfMemoryError"  # torch's, which is not loaded everywhere
+        if not isinstance(error, MemoryError) and not gpu and NO_ROOM not in str(error):
             raise
-        print("error: out of memory; the system or a limit (ulimit -v) leaves this process too little", file=sys.stderr)
+        which = "the GPU has no more" if gpu else "the system or a limit (ulimit -v) leaves this process too little"
+        print(f"error: out of memory; {which}", file=sys.stderr)
         status = BAD_INPUT
     except KeyboardInterrupt:
         status = INTERRUPTED

@@ -392,6 +392,10 @@ def test_no_silent_cpu(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> N
     assert decide("auto", int8)[0] == "cpu"
     with pytest.raises(InputError, match="an int8 file is for the CPU"):
         decide("cuda", int8)
+    _, any_size = read_model(exported(any_size=True))
+    assert decide("cuda", any_size) == ("cuda", "")
+    with pytest.raises(InputError, match="--device tensorrt: it would be built anew"):
+        decide("tensorrt", any_size)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens where there is no GPU")
@@ -403,6 +407,29 @@ def test_a_provider_that_falls_back_is_found_out(exported: Exported, device: str
     made._content, made._description, made.device, made.number = content, description, device, 0  # type: ignore[assignment]
     with pytest.raises(InputError, match=f"--device {device}: "):
         made._require_all(made._session({}, threads=1))
+
+
+def test_where_the_gpu_does_not_start_after_all_the_cpu_answers_and_says_so(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(session: sessions.Session, batch_size: int) -> None:
+        raise InputError("no memory")
+
+    monkeypatch.setattr(sessions, "missing", lambda device: None)
+    monkeypatch.setattr(sessions.Session, "_on_gpu", broken)
+    classifier = Classifier(exported())
+    assert classifier.note == "fp32 on cpu (not cuda: no memory)"
+    assert (classifier.session.device, classifier.batch_size) == ("cpu", 16)
+    with pytest.raises(InputError, match="no memory"):
+        Classifier(exported(), "cuda")
+
+
+def test_engines_of_two_networks_are_kept_apart(exported: Exported) -> None:
+    """TensorRT tells the engines that it keeps apart by names in the graph, which are the same after training anew."""
+    content, description = read_model(exported())
+    one, two = (sessions._tensorrt_options(c, description, 0) for c in (content, content + b" "))
+    assert one["trt_engine_cache_path"] != two["trt_engine_cache_path"]
+    assert one == sessions._tensorrt_options(content, description, 0)
 
 
 def test_assignment_counts_operations_on_pixels(exported: Exported) -> None:

@@ -183,8 +183,12 @@ def test_a_run_may_go_on_recorded_or_not(after: bool, optimizer: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize(
     ("changes", "sizes"),
-    [({}, [1] * 8), ({"ema_decay": 0.5, "clip_grad_norm": 0.1}, [3, 3, 2, 3, 1, 3, 3])],
-    ids=["plain", "everything"],
+    [
+        ({}, [1] * 8),
+        ({"optimizer": "muon"}, [1] * 8),
+        ({"ema_decay": 0.5, "clip_grad_norm": 0.1}, [3, 3, 2, 3, 1, 3, 3]),
+    ],
+    ids=["plain", "muon", "everything"],
 )
 def test_cuda_graphs_are_the_steps(changes: dict[str, object], sizes: list[int]) -> None:
     """On a GPU, within what its libraries' order of sums allows."""

@@ -494,6 +494,45 @@ def test_a_run_goes_on_where_mixed_precision_needs_a_scaler(dataset: Dataset, tm
     assert scaled.step.scaler.state_dict() == before
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "ema_decay": 0.9}], ids=["adam", "muon"])
+def test_training_on_a_gpu(dataset: Dataset, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """From end to end: recorded steps, checkpoints between them, validation beside them, and going on."""
+    out = tmp_path / "run"
+    arguments = Arguments(data=dataset.root, out=out, preset="demo", device="cuda", epochs=3, amp=True, **SMALL)  # type: ignore[arg-type]
+    assert train(replace(arguments, checkpoint_steps=2, **changes)) == 0
+    assert train(Arguments(resume=out, epochs=4)) == 0
+    lines = Run(out).metric_lines()
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    weights = load_checkpoint(Run(out).best)["model"]
+    assert all(torch.isfinite(t).all() for t in weights.values())
+
+
+def test_large_batches_are_validated_in_small_ones(dataset: Dataset, tmp_path: Path) -> None:
+    """What a recorded step takes stays taken meanwhile."""
+    trainer, seen = trainer_of(dataset, tmp_path, batch_size=18), []
+    trainer.share = 1000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.trainer.predict_part", lambda *given: seen.append(given[3]))
+        trainer.predict("val")
+    assert seen == [64]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=["GPU", "CPU"])
+def test_memory_that_runs_out_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> int:
+        raise error
+
+    with pytest.raises(SystemExit) as leaving:
+        main(full)
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err.startswith("error: out of memory; ")
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main(lambda: (_ for _ in ()).throw(RuntimeError("a fault of ours")))
+
+
 def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
