@@ -695,7 +695,12 @@ def test_ctrl_c_in_the_first_moments_is_no_traceback() -> None:
     late = early.replace("import engine;", "import engine; from engine.command import main; main(lambda:")
     for code in (early, late.replace("; time.sleep(9)", ")")):
         answer = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            timeout=60,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by what runs behind a shell
         )
         assert (answer.returncode, answer.stderr) == (130, "")
 
