@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipelines.dataset import Dataset
 
 FAILED = 1  # exit status
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 ALL: tuple[Arm, ...] = get_args(Arm)
 
 
@@ -229,6 +230,8 @@ def _plan(
     options = {name: value for name, value in _common(arguments).items() if name not in ("data", "device")}
     options |= {"budget_minutes": arguments.budget_minutes, "fingerprint": dataset.fingerprint()}
     changed = [] if begun is None else [name for name in options if begun["options"].get(name) != options[name]]
+    if changed == ["fingerprint"]:
+        raise InputError(f"{path}: {arguments.data} has changed since the study began; another --out begins anew")
     if changed:
         raise InputError(f"{path}: the study there has another {changed[0]}; another --out begins anew")
     epochs: dict[str, int] = {} if begun is None else begun["epochs"]
@@ -271,11 +274,18 @@ def _command(study: Study, run: Planned) -> list[str]:
 
 def _train(line: list[str], interrupt: "command.Interrupt") -> int:
     """Runs it in a process of its own, which a crash takes nothing else with; its exit status."""
+    import ctypes
     import os
+    import signal
 
     source = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # A session of its own: Ctrl-C reaches it once, from here, and it saves.
-    process = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": source}, start_new_session=True)
+
+    def follow() -> None:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    # A session of its own: Ctrl-C reaches it once, from here, and it saves; so it does where this process is killed.
+    environment = {**os.environ, "PYTHONPATH": source}
+    process = subprocess.Popen(line, env=environment, start_new_session=True, preexec_fn=follow)
     told = False
     try:
         while True:

@@ -10,6 +10,7 @@ from pipelines.dataset import Layout
 from pipelines.errors import InputError
 
 if TYPE_CHECKING:
+    from engine.run import Run
     from pipelines.dataset import Dataset
 
 
@@ -70,3 +71,24 @@ def data_of_run(
     if root is not None and not root.is_dir():
         raise InputError(f"{root}: the data set of the run is not there; --data DIR says where it is now")
     return read_data(root, replace(config, layout=layout or config.layout), known_bad)
+
+
+def with_validation_of(run: "Run", dataset: "Dataset") -> "Dataset":
+    """The data set with the validation pictures that a run had, as far as they are there.
+
+    Where they were split off, pictures that have gone since would make it another split, of pictures that the network
+    was trained on.
+    """
+    import numpy as np
+
+    from engine.predicted import validation_files
+
+    known = validation_files(run.validation)
+    rows = {name: dataset.splits.get(name, np.empty(0, np.int64)) for name in ("train", "val")}
+    if known is None or known.issuperset(dataset.files[row] for row in rows["val"]):
+        return dataset
+    both = np.sort(np.concatenate(list(rows.values())))
+    held = np.fromiter((dataset.files[row] in known for row in both), bool, len(both))
+    if not held.any():  # another data set
+        return dataset
+    return replace(dataset, splits={**dataset.splits, "train": both[~held], "val": both[held]})

@@ -68,7 +68,7 @@ def evaluate(arguments: Arguments) -> int:
 
 def _evaluate(arguments: Arguments, ranks: "Ranks") -> int:
     from engine.answers import Stopped
-    from engine.data import data_of_run
+    from engine.data import data_of_run, with_validation_of
     from engine.evaluation_table import print_figures
     from engine.run import Run, write_json
     from engine.trained import load_trained
@@ -78,6 +78,8 @@ def _evaluate(arguments: Arguments, ranks: "Ranks") -> int:
     config = replace(trained.config, allow_bad=trained.config.allow_bad or arguments.allow_bad)
     own = Run(arguments.run).rejected_files() if arguments.data is None else None
     dataset = ranks.from_first(lambda: data_of_run(config, arguments.data, arguments.format, own))
+    if arguments.data is None:
+        dataset = ranks.from_first(lambda: with_validation_of(Run(arguments.run), dataset))
     changed = arguments.data is None and ranks.from_first(dataset.fingerprint) != trained.fingerprint
     for note in _notes(trained, dataset, changed):
         say(note)
@@ -187,7 +189,7 @@ def _require_folders(arguments: Arguments) -> None:
 def _notes(trained: "Trained", dataset: "Dataset", changed: bool) -> list[str]:
     notes = [dataset.summary(), *dataset.left_out()]
     if changed:
-        notes.append(f"note: {dataset.root} has changed since the run was trained, and with it perhaps what is in val")
+        notes.append(f"note: {dataset.root} has changed since the run was trained")
     if trained.untuned:
         notes.append(f"thresholds 0.5: the run has not finished and has none for epoch {trained.epoch}")
     lacking = [label for label in trained.labels if label not in set(dataset.labels)]

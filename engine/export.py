@@ -97,15 +97,17 @@ def _dataset(arguments: Arguments, trained: "Trained") -> "Dataset":
     Raises:
         InputError: it is no longer there, or has other labels.
     """
-    from engine.data import data_of_run
+    from engine.data import data_of_run, with_validation_of
     from engine.run import Run
     from pipelines.progress import say
 
-    dataset = data_of_run(trained.config, arguments.data, trained.config.layout, Run(arguments.run).rejected_files())
+    run = Run(arguments.run)
+    dataset = data_of_run(trained.config, arguments.data, trained.config.layout, run.rejected_files())
     if dataset.labels != trained.labels:
         raise InputError(f"{dataset.root}: has other labels than the run was trained for")
     if dataset.fingerprint() != trained.fingerprint:
         say(f"note: {dataset.root} has changed since the run was trained")
+        dataset = with_validation_of(run, dataset)
     return dataset
 
 

@@ -68,3 +68,12 @@ class Predicted:
         if not made.probabilities.shape == made.targets.shape == (len(made.files), labels):
             raise InputError(f"{path}: does not hold answers for the run's labels")
         return made
+
+
+def validation_files(path: Path) -> frozenset[str] | None:
+    """The pictures that `Predicted.save` wrote answers for; None where there is no such file, or none of ours."""
+    try:
+        with np.load(path) as found:
+            return frozenset(found["files"].tolist())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+        return None

@@ -39,6 +39,8 @@ def read_weights(path: Path) -> Weights:
     Raises:
         InputError: an unusable file, or one that holds something else.
     """
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; a run's network is {path / 'checkpoints' / 'best.pt'}")
     state: object
     labels: object = None
     if path.suffix == ".safetensors":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import InputError, reading
+from pipelines.label_cells import composed
 from pipelines.pictures import SUFFIXES
 
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -49,8 +50,7 @@ def read_csv(
         columns: the fewest.
         is_picture: whether a first cell is the name or id of a picture: then a row begins there, whatever quote was
             left open before.
-        pictures: the column that names pictures in another table of the data set; columns without a name before it only
-            number the rows here too.
+        pictures: the column that names pictures in another table of the data set, and here too, wherever it stands.
 
     Raises:
         InputError: it cannot be read, is empty, or has too few columns or one twice.
@@ -67,7 +67,7 @@ def read_csv(
         header, *rows = list(records) or [[]]
     except csv.Error as error:
         raise InputError(f"{path}: cannot be read as a table: {error}") from None
-    names = [name.strip() for name in header]
+    names = [composed(name.strip()) for name in header]
     if not any(names):
         raise InputError(f"{path}: the table is empty")
     if not rows:
@@ -77,14 +77,16 @@ def read_csv(
         raise InputError(f"{path}: the table has one column only; a picture's name and its labels are needed")
     first_lines = records.lines[1:]
     notes = [*_encoding(content), *records.notes(), *_even(rows, names, separator, first_lines)]
-    while (
-        len(kept) > columns
-        and _is_nameless(names[kept[0]])
-        and names[kept[0]] != pictures
-        and (pictures in names[kept[1] :] or _numbers_rows(names, rows, kept[0], kept[1], is_picture))
+    first = next((i for i in kept if not _is_nameless(names[i])), kept[0])
+    if pictures is not None and pictures in names:
+        kept = [names.index(pictures), *(i for i in kept if names[i] not in ("", pictures))]
+    elif (
+        first != kept[0]
+        and len(kept) - kept.index(first) >= columns
+        and _numbers_rows(names, rows, kept[0], first, is_picture)
     ):
-        kept.pop(0)
-        notes.append(f": the first column numbers the rows; pictures are named by {names[kept[0]]!r}")
+        kept = kept[kept.index(first) :]
+        notes.append(f": the first column numbers the rows; pictures are named by {names[first]!r}")
     named = [names[i] for i in kept]
     twice = next((name for name in named if named.count(name) > 1), None)
     if twice is not None:
@@ -165,7 +167,7 @@ class Records:
 
     def __iter__(self) -> Iterator[list[str]]:
         first = base = width = 0
-        reader = csv.reader(self.text, delimiter=self.separator)
+        reader = csv.reader(self.text, delimiter=self.separator, skipinitialspace=True)
         while (row := next(reader, None)) is not None:
             end = base + reader.line_num
             width = width or len(row)
@@ -174,7 +176,7 @@ class Records:
                 row = self._alone(first, width)
                 end = base = follows
                 rest = (self.text[i] for i in range(base, len(self.text)))
-                reader = csv.reader(rest, delimiter=self.separator)
+                reader = csv.reader(rest, delimiter=self.separator, skipinitialspace=True)
             elif len(row) < width and end - first == 1 and '"' in self.text[first]:
                 row = self._alone(first, width)
             if any(row):
@@ -188,7 +190,7 @@ class Records:
         if inside is None:
             return None
         try:
-            (row,) = csv.reader(self.text[first:end], delimiter=self.separator, strict=True)
+            (row,) = csv.reader(self.text[first:end], delimiter=self.separator, strict=True, skipinitialspace=True)
         except (csv.Error, ValueError):
             return inside
         if len(row) != width:
@@ -204,7 +206,7 @@ class Records:
 
     def _alone(self, line: int, width: int) -> list[str]:
         """A line read for itself; if a quote hides cells, all quotes in it are passed over."""
-        (row,) = csv.reader([self.text[line]], delimiter=self.separator)
+        (row,) = csv.reader([self.text[line]], delimiter=self.separator, skipinitialspace=True)
         if len(row) < width:
             bare = [cell.strip().strip('"') for cell in self.text[line].split(self.separator)]
             if len(bare) == width:

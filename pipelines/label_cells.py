@@ -3,15 +3,20 @@
 import contextlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
 
 from pipelines.errors import InputError
 
 MARKS = "|;,"
-_QUOTED = re.compile(r"""[\[,\s]\s*["']""")
+EMPTY = ("[]", "()", "{}", "set()")
+NOTHING = ("nan", "None", "null")
+_LIST = re.compile(r"\[.*\]|\(.*\)|\{.*\}|set\(\)", re.DOTALL)
+_QUOTED = re.compile(r"""[\[({,\s]\s*["']""")
+_NUMPY = re.compile(r"""np\.str_\(((["']).*?\2)\)""")
 _FLAGS = re.compile(r"\s*[01](?:[\s,]+[01]){2,}[\s,]*")
-_ITEM = re.compile(r"""(["'])(.*?)\1(?=[\s,\]])|[^\s,\[\]]+""", re.DOTALL)
+_ITEM = re.compile(r"""(["'])(.*?)\1(?=[\s,]|$)|[^\s,]+""", re.DOTALL)
 
 
 def parted(cells: Collection[str], known: frozenset[str]) -> tuple[dict[str, frozenset[str]], list[str]]:
@@ -27,9 +32,13 @@ def parted(cells: Collection[str], known: frozenset[str]) -> tuple[dict[str, fro
     """
     whole = {cell: frozenset((cell,)) for cell in known.intersection(cells)}
     texts = {cell: cell for cell in cells if cell not in whole}
+    quoted = {cell for cell in texts if _LIST.fullmatch(cell) and (_QUOTED.search(cell) or cell in EMPTY)}
+    filled = [cell for cell in texts if cell and cell not in NOTHING]
+    if 2 * len(quoted) > len(filled):  # lists, but for some that are written otherwise
+        lists = {cell: _items(cell) for cell in quoted}
+        rest, notes = parted([cell for cell in filled if cell not in quoted], known)
+        return whole | dict.fromkeys(texts, frozenset[str]()) | lists | rest, notes
     if _are_lists(texts):
-        if any(map(_QUOTED.search, texts)):
-            return whole | {cell: _items(cell) for cell in texts}, []
         texts = {cell: cell[1:-1] for cell in texts}
         if any(map(_FLAGS.fullmatch, texts.values())):
             raise InputError("its cells are lists of 0 and 1; give the labels' names, or a column of 0 and 1 a label")
@@ -40,15 +49,18 @@ def parted(cells: Collection[str], known: frozenset[str]) -> tuple[dict[str, fro
 
 
 def _are_lists(cells: Collection[str]) -> bool:
-    """Whether all are lists; names that have brackets themselves look like some, but for the quotes."""
+    """Whether all are lists without quotes, not names that have brackets themselves."""
     if not any(cells) or not all(cell[0] == "[" and cell[-1] == "]" for cell in cells if cell):
         return False
-    return any(map(_QUOTED.search, cells)) or not any(mark in cell[1:-1] for cell in cells for mark in "[]")
+    return not any(mark in cell[1:-1] for cell in cells for mark in "[]")
 
 
 def _items(cell: str) -> frozenset[str]:
     """Of a list as Python, JSON or numpy writes it."""
-    return _names(_unescaped(item[2]) if item[1] else item[0] for item in _ITEM.finditer(cell))
+    if cell in EMPTY:
+        return frozenset()
+    plain = _NUMPY.sub(r"\1", cell[1:-1])
+    return _names(_unescaped(item[2]) if item[1] else item[0] for item in _ITEM.finditer(plain))
 
 
 def _unescaped(text: str) -> str:
@@ -58,7 +70,12 @@ def _unescaped(text: str) -> str:
 
 
 def _names(parts: Iterable[str]) -> frozenset[str]:
-    return frozenset(name for part in parts if (name := part.strip()))
+    return frozenset(composed(name) for part in parts if (name := part.strip()))
+
+
+def composed(name: str) -> str:
+    """A label in one form, however its accents were written."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _more_blanks(mark: str, texts: Iterable[str]) -> bool:

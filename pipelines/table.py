@@ -13,7 +13,7 @@ from pathlib import Path
 from pipelines.dataset import SPLITS, Dataset, Rejected, label_order
 from pipelines.delimited import Columns, read_csv
 from pipelines.errors import InputError, reading
-from pipelines.label_cells import parted
+from pipelines.label_cells import composed, parted
 from pipelines.pictures import PictureFolders
 from pipelines.rows import Rows
 
@@ -54,13 +54,16 @@ def _read_table(root: Path) -> Dataset:
     if column is not None:
         labels, names, notes = _labels_by_name(root, tables, column)
     else:
-        labels, names = _labels_by_column(tables, counts)
+        labels, names = _labels_by_column(tables, counts, _fixed_labels(root / "labels.txt"))
         notes = _no_labels(counts, labels)
 
     rows = Rows()
     for split, table in tables.items():
         rows.notes += table.notes
+        before = len(rows.rejected)
         rows.add(split, _found(table, names[split], folders[split], rows.rejected), f"{split}.csv")
+        if split != "train" and len(rows.rejected) - before == len(table.pictures):
+            rows.notes.append(f"{split}.csv: none of its pictures is there, so it is left out")
     rows.notes += notes
     return rows.dataset(root, "table", labels)
 
@@ -181,19 +184,20 @@ def _fixed_labels(path: Path) -> tuple[str, ...] | None:
         return None
     with reading(path):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    return tuple(dict.fromkeys(composed(line.strip()) for line in lines if line.strip()))
 
 
 def _labels_by_column(
-    tables: dict[str, Columns], counts: Counts
+    tables: dict[str, Columns], counts: Counts, fixed: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], dict[str, list[frozenset[str]]]]:
-    labels = tuple(_zero_one_columns(counts))
+    labels = tuple(_zero_one_columns(counts)) if fixed is None else fixed
+    told = "train.csv" if fixed is None else "labels.txt"
     names: dict[str, list[frozenset[str]]] = {}
     for split, table in tables.items():
         missing = [label for label in labels if label not in table.header]
         if missing:
-            raise InputError(f"{table.path}: column {missing[0]!r} is missing; it is a label in train.csv")
-        if split != "train":
+            raise InputError(f"{table.path}: column {missing[0]!r} is missing; it is a label in {told}")
+        if split != "train" and fixed is None:
             unknown = [column for column in _zero_one_columns(_counts(table)) if column not in tables["train"].header]
             if unknown:
                 raise InputError(f"{table.path}: column {unknown[0]!r} is unknown; train.csv does not have it")

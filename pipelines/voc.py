@@ -1,6 +1,7 @@
 """Reader of the Pascal VOC layout: JPEGImages/, Annotations/*.xml, ImageSets/Main/{train,val,trainval,test}.txt."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -30,14 +31,17 @@ def read_voc(root: Path) -> Dataset:
     return rows.dataset(root, "voc", label_order(name for names in rows.names for name in names))
 
 
+_FLAGGED = re.compile(r"(.*\S)\s+(?:-1|0|1)")  # VOC's own lists of a class say after the name whether it is there
+
+
 def _listed(
     root: Path, path: Path, folders: PictureFolders, rejected: list[Rejected]
 ) -> Iterator[tuple[str, frozenset[str]]]:
     with reading(path):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     for line in filter(None, map(str.strip, lines)):
-        # What follows the first word says in VOC's own lists of a class whether the picture has it.
-        identifier = next(filter(folders.has, (line, line.split()[0])), line)
+        flagged = _FLAGGED.fullmatch(line)
+        identifier = line if flagged is None or folders.has(line) else flagged[1]
         file = folders.find(identifier)
         annotation = root / "Annotations" / f"{_without_ending(identifier)}.xml"
         if file is None:

@@ -19,6 +19,8 @@ from engine.classifier import Classifier
 from engine.command import main
 from engine.evaluate import Arguments, evaluate, evaluation
 from engine.metrics import scores
+from engine.report import Arguments as ReportArguments
+from engine.report import report
 from engine.run import Run, write_json
 from engine.trained import load_trained
 from pipelines.errors import InputError
@@ -174,11 +176,18 @@ def test_data_that_changed_since_the_run_are_told(
     write_json(run.config, {**run.read_config(), "data": str(data)})
     assert evaluate(Arguments(run=run.folder, draws=0)) == 0
     assert "has changed" not in capsys.readouterr().out
-    rows = (data / "train.csv").read_text().splitlines()
-    (data / "train.csv").write_text("\n".join(rows[:-1]))
-    assert evaluate(Arguments(run=run.folder, draws=0)) == 0
+    dataset = read_dataset(data, val_fraction=0.4)
+    held = {dataset.files[row] for row in dataset.splits["val"]}
+    assert report(ReportArguments(run=run.folder)) == 0  # which leaves the validation pictures' names
+    gone = sorted(held)[0]
+    (data / gone).unlink()
+    assert evaluate(Arguments(run=run.folder, draws=0, predictions=tmp_path / "p.csv")) == 0
     assert "has changed since the run was trained" in capsys.readouterr().out
-    for i in range(9):
-        (data / "images" / f"{i}.png").unlink()
+    assert set(pl.read_csv(tmp_path / "p.csv")["file"]) == held - {gone}
+    rows = (data / "train.csv").read_text().splitlines()
+    (data / "train.csv").write_text("\n".join(row for row in rows if not row.startswith(Path(gone).name)))
+    left = [row.partition(",")[0] for row in (data / "train.csv").read_text().splitlines()[1:]]
+    for name in left[:9]:
+        (data / "images" / name).unlink()
     with pytest.raises(InputError, match=r"9 of 39 rows have no usable picture .*--allow-bad"):
         evaluate(Arguments(run=run.folder, draws=0))

@@ -179,16 +179,16 @@ def test_voc_files_that_cannot_be_read(tmp_path: Path, file: str, content: bytes
 
 
 def test_voc_names_with_blanks_and_endings(tmp_path: Path) -> None:
-    """A line is a name as it stands; where it is none, its first word, as in VOC's lists of a class."""
+    """A line is a name as it stands, or has VOC's flag after it; no other picture stands in for one that is gone."""
     root = voc_folder(tmp_path)
     for before, after in [("0", "IMG 0001"), ("1", "b.c")]:
         (root / "JPEGImages" / f"{before}.jpg").rename(root / "JPEGImages" / f"{after}.jpg")
         (root / "Annotations" / f"{before}.xml").rename(root / "Annotations" / f"{after}.xml")
-    (root / "ImageSets/Main/train.txt").write_text("IMG 0001\n b.c.jpg \n2 -1\nIMG 0002\n")
+    (root / "ImageSets/Main/train.txt").write_text("IMG 0001 1\n b.c.jpg \n2 -1\nIMG 0002\n2 more\n")
     dataset = read_voc(root)
     assert dataset.files[:3] == ("JPEGImages/IMG 0001.jpg", "JPEGImages/b.c.jpg", "JPEGImages/2.jpg")
     assert dataset.targets[:3].sum(1).tolist() == [2, 2, 2]
-    assert [rejected.file for rejected in dataset.rejected] == ["IMG 0002"]
+    assert [rejected.file for rejected in dataset.rejected] == ["IMG 0002", "2 more"]
 
 
 def test_voc_lists_with_lines_twice_and_a_byte_order_mark(tmp_path: Path) -> None:

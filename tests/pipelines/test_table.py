@@ -83,6 +83,60 @@ def test_a_cell_too_many_is_no_zero_or_one(table: Make) -> None:
         read_table(table("image,sun,sea\n" + rows))
 
 
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["('cat', 'dog')", "('cat',)", "()"],
+        ["{'cat', 'dog'}", "{'cat'}", "set()"],
+        ["['cat', 'dog']", "['cat']", "cat", "nan", "None"],
+        ["[np.str_('cat'), np.str_('dog')]", "[np.str_('cat')]"],
+        ["('cat', 'dog')"],
+    ],
+    ids=["tuples", "sets", "some that are none", "numpy 2", "one"],
+)
+def test_lists_in_other_brackets_and_beside_other_cells(table: Make, cells: list[str]) -> None:
+    text = io.StringIO()
+    csv.writer(text).writerows([("image", "labels"), *((f"{i}.jpg", cell) for i, cell in enumerate(cells))])
+    root = table(text.getvalue())
+    assert read_table(root).labels == ("cat", "dog")
+    assert labels_of(root)["0.jpg"] == {"cat", "dog"}
+
+
+def test_blanks_after_a_comma_are_not_part_of_a_cell(table: Make) -> None:
+    root = table('"image", "labels"\n0.jpg, "cat,dog"\n1.jpg, "cat"\n')
+    assert labels_of(root) == {"0.jpg": {"cat", "dog"}, "1.jpg": {"cat"}}
+
+
+def test_labels_are_the_same_however_their_accents_are_written(table: Make) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    root = table(f"image,labels\n0.jpg,{composed}\n1.jpg,{apart}\n", val=f"image,labels\n2.jpg,{apart}\n")
+    assert read_table(root).labels == (composed,)
+    (root / "labels.txt").write_text(apart)
+    assert read_table(root).labels == (composed,)
+    root = table(f"image,{composed},x\n0.jpg,1,0\n1.jpg,0,1\n", val=f"image,{apart},x\n2.jpg,1,0\n")
+    (root / "labels.txt").unlink()
+    assert read_table(root).labels == (composed, "x")
+
+
+def test_labels_txt_chooses_among_columns_of_0_and_1(table: Make) -> None:
+    root = table("image,cat,dog,male\n0.jpg,1,0,1\n1.jpg,0,1,0\n")
+    (root / "labels.txt").write_text("dog\ncat\n")
+    assert read_table(root).labels == ("dog", "cat")
+    assert labels_of(root) == {"0.jpg": {"cat"}, "1.jpg": {"dog"}}
+    (root / "labels.txt").write_text("dog\nhorse\n")
+    with pytest.raises(InputError, match=r"train.csv: column 'horse' is missing; it is a label in labels.txt"):
+        read_table(root)
+
+
+def test_columns_of_val_may_be_in_another_order(table: Make) -> None:
+    root = table("image,labels\n0.jpg,cat\n1.jpg,dog\n", val="labels,image\ncat,2.jpg\n")
+    assert labels_of(root)["2.jpg"] == {"cat"}
+    root = table("image,cat,dog\n0.jpg,1,0\n1.jpg,0,1\n", val="dog,image,cat\n1,2.jpg,0\n")
+    assert labels_of(root)["2.jpg"] == {"dog"}
+    root = table("image,labels\n0.jpg,cat\n1.jpg,dog\n", val="photo,labels\nno.jpg,cat\n")
+    assert "val.csv: none of its pictures is there, so it is left out" in read_table(root).notes
+
+
 def test_lists_of_0_and_1_name_no_labels(table: Make) -> None:
     with pytest.raises(InputError, match=r"train.csv: column 'labels': its cells are lists of 0 and 1; give"):
         read_table(table('image,labels\n0.jpg,"[0, 1, 0]"\n1.jpg,"[1, 1, 0]"\n'))
@@ -123,6 +177,8 @@ def test_the_index_that_pandas_writes_names_no_picture(table: Make, name: str, e
     assert read_table(root).notes == ("train.csv: the first column numbers the rows; pictures are named by 'image'",)
     double = table(f",{name or 'Unnamed: 0'},image,labels\n" + "".join(f"7,{row}\n" for row in rows.splitlines()))
     assert len(labels_of(double)) == 20
+    twice = table(",Unnamed: 0,image,labels\n" + "".join(f"{i},{row}\n" for i, row in enumerate(rows.splitlines())))
+    assert labels_of(twice) == labels_of(root)
 
 
 @pytest.mark.parametrize(
