@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.accents import composed
 from pipelines.errors import InputError, reading
-from pipelines.label_cells import composed
 from pipelines.pictures import SUFFIXES
 
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")

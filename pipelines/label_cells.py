@@ -3,10 +3,10 @@
 import contextlib
 import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
 
+from pipelines.accents import composed
 from pipelines.errors import InputError
 
 MARKS = "|;,"
@@ -71,11 +71,6 @@ def _unescaped(text: str) -> str:
 
 def _names(parts: Iterable[str]) -> frozenset[str]:
     return frozenset(composed(name) for part in parts if (name := part.strip()))
-
-
-def composed(name: str) -> str:
-    """A label in one form, however its accents were written."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _more_blanks(mark: str, texts: Iterable[str]) -> bool:

@@ -1,9 +1,9 @@
 """Finds the picture that a row of a table means."""
 
 import os
-import unicodedata
 from pathlib import Path, PurePosixPath
 
+from pipelines.accents import composed
 from pipelines.errors import reading
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm")
@@ -103,9 +103,9 @@ class PictureFolders:
         """The same where one side has accents as characters of their own, as the files of a Mac have."""
         if folder not in self._composed:
             entries = self._names[folder].items()
-            names = {unicodedata.normalize("NFC", entry): path for entry, path in entries if not entry.isascii()}
+            names = {composed(entry): path for entry, path in entries if not entry.isascii()}
             self._composed[folder] = _stems(names) | names
-        return self._composed[folder].get(unicodedata.normalize("NFC", name))
+        return self._composed[folder].get(composed(name))
 
     def _list(self, folder: str) -> dict[str, str]:
         place = self.root / folder

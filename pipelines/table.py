@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pipelines.accents import composed
 from pipelines.dataset import SPLITS, Dataset, Rejected, label_order
 from pipelines.delimited import Columns, read_csv
 from pipelines.errors import InputError, reading
-from pipelines.label_cells import composed, parted
+from pipelines.label_cells import parted
 from pipelines.pictures import PictureFolders
 from pipelines.rows import Rows
 
