@@ -106,7 +106,7 @@ def race(
     done, due = 0, every
     trainer.model.train()
     watch = Watch()
-    batches = trainer.stream().batches()
+    batches = trainer.batches()
     while done < trainer.total and not at.stopped_early(config.patience):
         if trainer.stopped():
             raise Stopped

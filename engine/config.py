@@ -14,6 +14,7 @@ Compile = Literal["auto", "on", "off"]
 Optimizer = Literal["adam", "muon"]
 BranchInit = Literal["he", "zero"]
 Schedule = Literal["constant", "one-cycle", "cosine"]
+PictureSizes = Literal["full", "growing"]
 
 SMALLEST_IMAGE = 75  # the network's last reduction has no pixel left below
 LARGEST = {
@@ -45,6 +46,7 @@ class Config:
     seed: int = 0
 
     image_size: int = 320
+    picture_sizes: PictureSizes = "full"
     width: float = 1.0
     dropout: float = 0.2
     branch_init: BranchInit = "he"
@@ -137,7 +139,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "schedule": "one-cycle",
         "lr": 0.01,
         "batch_size": 64,
-        "epochs": 5,
+        "picture_sizes": "growing",
+        "epochs": 8,
         "patience": None,
         "positive_weight": 2.5,
         "branch_init": "zero",

@@ -68,8 +68,8 @@ def largest_batch(config: Config, placement: Placement, labels: int, most: int) 
     return found
 
 
-def _steps(config: Config, placement: Placement, labels: int, batch: int) -> None:
-    """As many as it takes until nothing new is allocated, recording included."""
+def take_steps(config: Config, placement: Placement, labels: int, batch: int) -> None:
+    """As many on pictures of the full size as it takes until nothing new is allocated, recording included."""
     model = InceptionResNetV1(labels, config.width, config.dropout, config.block8).train()
     model.to(device=placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     step = Step(config, placement, model, None)
@@ -88,7 +88,7 @@ def _on_gpu(config: Config, placement: Placement, labels: int, batch: int) -> bo
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1 - SPARE, device)
     try:
-        _steps(config, placement, labels, batch)
+        take_steps(config, placement, labels, batch)
         torch.cuda.synchronize(device)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
@@ -112,7 +112,7 @@ def _on_cpu() -> Callable[[Config, Placement, int, int], bool]:
             if more + (more - less) / (last - before) * (batch - last) > limit:
                 return False
         try:
-            _steps(config, placement, labels, batch)
+            take_steps(config, placement, labels, batch)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise

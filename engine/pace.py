@@ -19,11 +19,23 @@ WARM, TIMED = 8, 40  # steps
 
 
 def seconds_a_step(trainer: Trainer) -> float:
-    """Seconds of a step on a batch, on this machine as busy as it is. The trainer's weights are spent on it."""
+    """Seconds of a step on a batch, on this machine as busy as it is: the mean over a run, whose pictures may grow.
+
+    The trainer's weights are spent on it.
+    """
     trainer.model.train()
-    batches = trainer.stream().batches()
+    stages = trainer.stages()
+    ends = [*(stage.first for stage in stages[1:]), trainer.total]
+    each = [_median_step(trainer, stage.size, math.ceil(TIMED / len(stages))) for stage in stages]
+    batches = [end - stage.first for stage, end in zip(stages, ends, strict=True)]
+    return sum(seconds * number for seconds, number in zip(each, batches, strict=True)) / trainer.total
+
+
+def _median_step(trainer: Trainer, size: int, steps: int) -> float:
+    """Of as many steps on pictures of one size."""
+    batches = trainer.stream(size).batches()
     times = []
-    for _ in range(WARM + TIMED):
+    for _ in range(WARM + steps):
         began = time.perf_counter()
         loss = trainer.add_gradient(next(batches))
         trainer.step.update(trainer.config.lr)

@@ -24,6 +24,12 @@ class Stream:
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
 
+    def forget(self) -> None:
+        """What was recorded here is done, and will not be replayed again: what comes has memory of its own."""
+        torch.cuda.synchronize(self.device)
+        self.warm = False
+        self.pool = torch.cuda.graph_pool_handle()
+
     def run(self, call: Callable[[], object]) -> None:
         """Calls it here, after all that has been ordered before and before all that follows."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))

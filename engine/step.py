@@ -36,6 +36,7 @@ class Step:
     Attributes:
         loss_sum: float64, on the device; the losses of each update's batches are added, of all processes, but for those
             of updates that were skipped, their loss or gradient not being finite.
+        warm_from: number of updates after which those on pictures of the present size take no new memory.
     """
 
     def __init__(
@@ -72,20 +73,39 @@ class Step:
         self.summed = None if group is None else Summed(like, group)
         self.updates = 0
         self.stream = Stream(device) if recorded else None
+        self.size: int | None = None  # of the pictures that are recorded
+        self.warm_from = WARM_UP
+        self._take_functions()
+
+    def _take_functions(self) -> None:
         functions: tuple[Function, ...] = (self._first, self._further, self._update)
         if self.stream is not None:
             functions = tuple(Recorded(function, self.stream) for function in functions)
         self._add_first, self._add_further, self._apply = functions
 
+    def _record_anew(self, size: int) -> None:
+        """Pictures of another size come: what was recorded is of no use for them, nor the memory that it has."""
+        if self.size is not None:
+            self.warm_from = self.updates + WARM_UP
+            if self.stream is not None:
+                self.stream.forget()
+                for parameter in self.parameters:
+                    parameter.grad = None
+                self._take_functions()
+        self.size = size
+
     def add_gradient(self, images: Tensor, targets: Tensor, first: bool = True, together: int = 1) -> Tensor:
         """Adds a batch's gradient, divided by the number of batches that make one update; the loss, on the device.
 
         Args:
-            images: [batch, 3, size, size] on the device, as the pipeline hands them over.
+            images: [batch, 3, size, size] on the device, as the pipeline hands them over; all of an update have one
+                size.
             targets: bool [batch, labels] on the device.
             first: whether it is the first batch of the update.
             together: batches that make one update.
         """
+        if first and images.shape[-1] != self.size:
+            self._record_anew(images.shape[-1])
         self.together.fill_(together / self.share)
         add = self._add_first if first else self._add_further
         loss = add(images, targets)
@@ -103,7 +123,7 @@ class Step:
         self.updates += 1
         if self.stream is not None:
             # Only between updates: what is recorded goes on with the gradients that _first was recorded with.
-            self.stream.warm = self.updates >= WARM_UP
+            self.stream.warm = self.updates >= self.warm_from
         if self.average is not None:
             self.average.update()
 

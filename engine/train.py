@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from engine import command
-from engine.config import BranchInit, Compile, Config, Device, Optimizer, Preset, Schedule, resolve
+from engine.config import BranchInit, Compile, Config, Device, Optimizer, PictureSizes, Preset, Schedule, resolve
 from pipelines.dataset import NAMED, Layout
 from pipelines.errors import InputError
 from pipelines.sampling import Sampling
 
 if TYPE_CHECKING:
     from engine.device import Placement
+    from engine.picture_sizes import Stage
     from engine.ranks import Ranks
     from engine.run import Run
     from engine.watchdog import Watchdog
@@ -47,6 +48,9 @@ class Arguments:
     """Pictures a step, of all processes together; auto: as many as fit into memory, an eighth of an epoch at most."""
     image_size: int | None = None
     """Side of the square picture that the network is given, in pixels."""
+    picture_sizes: PictureSizes | None = None
+    """growing: train on smaller pictures first, which is faster: half of the run at 0.6 of the side, three tenths at
+    0.8."""
     width: float | None = None
     """Factor on the network's channels."""
     branch_init: BranchInit | None = None
@@ -186,7 +190,7 @@ def _train(arguments: Arguments, ranks: "Ranks", watchdog: "Watchdog", interrupt
                     stack.enter_context(run.created())
                     _record(run, config, dataset)
                 check = stack.enter_context(BackgroundCheck(dataset.root))
-                _describe(run, config, dataset, placement, ranks)
+                _describe(run, config, dataset, placement, ranks, trainer.stages())
             trainer.fit()
             if ranks.first:
                 _tell_bad(check.found(), dataset)
@@ -330,13 +334,16 @@ def _record(run: "Run", config: Config, dataset: "Dataset") -> None:
             csv.writer(file).writerows([("file", "reason"), *((r.file, r.reason) for r in dataset.rejected)])
 
 
-def _describe(run: "Run", config: Config, dataset: "Dataset", placement: "Placement", ranks: "Ranks") -> None:
+def _describe(
+    run: "Run", config: Config, dataset: "Dataset", placement: "Placement", ranks: "Ranks", stages: list["Stage"]
+) -> None:
     from engine.sampling_report import sampling_report
     from pipelines.progress import say
 
     kind = "float32" if placement.amp is None else str(placement.amp).removeprefix("torch.")
+    sizes = [f"{stage.size}×{stage.size}" for stage in stages]
     say(
-        f"{config.preset}: {config.image_size}×{config.image_size}, width {config.width:g}, batch {config.batch_size}, "
+        f"{config.preset}: {', then '.join(sizes)}, width {config.width:g}, batch {config.batch_size}, "
         f"{config.epochs} {'epoch' if config.epochs == 1 else 'epochs'}, {kind} on {placement.device.type}"
         f"{', recorded' if placement.recorded else ''}"
         f"{f', {ranks.count} processes' if ranks.count > 1 else ''}; "

@@ -1,10 +1,11 @@
 """The training loop: steps, epochs, validation, and when state is saved (engine.saved)."""
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,18 @@ from engine.answers import MOST, Stopped, mean_loss, predict_part
 from engine.config import Config
 from engine.device import Placement
 from engine.final_report import write_figures
-from engine.fitting import out_of_memory
+from engine.fitting import out_of_memory, take_steps
 from engine.memory import keep_freed_memory
 from engine.metrics import scores
 from engine.model import InceptionResNetV1
+from engine.picture_sizes import Stage, stages
 from engine.ranks import ALONE, STALLED, Ranks
 from engine.report import write_page
 from engine.run import Run
 from engine.saved import Progress, Saved
 from engine.scalars import Scalars, unless_full
 from engine.schedule import learning_rate
-from engine.step import WARM_UP, Step
+from engine.step import Step
 from engine.watchdog import Watchdog
 from pipelines.dataset import Dataset
 from pipelines.errors import InputError
@@ -138,7 +140,10 @@ class Trainer:
             say(f"epochs trained already: {done}; the report is made anew, --epochs N goes on")
         elif at.stopped_early(self.config.patience):
             say(f"training stopped early, {at.stale} epochs after its best; the report is made anew")
-        batches = self.stream().batches(at.epoch * self.steps + at.step)
+        start = at.epoch * self.steps + at.step
+        if self.targets.is_cuda and start < self.stages()[-1].first:
+            self._try_full_size()
+        batches = self.batches(start)
         try:
             while at.epoch < self.config.epochs and not at.stopped_early(self.config.patience):
                 began = time.perf_counter()
@@ -157,10 +162,46 @@ class Trainer:
             self.saved.finish()
         self._final_report()  # stopped there, nothing is saved: last.pt is whole
 
-    def stream(self) -> PictureStream:
-        """The training pictures from the first step on."""
-        spec = self.placement.spec(self.config.image_size)
-        return training_stream(self.dataset.root, self.dataset.files, self.plan, spec, self.memory)
+    def stages(self) -> list[Stage]:
+        """Sizes of the training pictures over the run."""
+        config = self.config
+        return stages(config.picture_sizes, config.image_size, self.total, self.steps, config.accumulate)
+
+    def stream(self, size: int | None = None, end: int | None = None) -> PictureStream:
+        """The training pictures of one size, by default the full one, up to batch number `end` if there is one."""
+        full = self.config.image_size
+        spec = replace(self.placement.spec(size or full), kept=full)
+        plan = replace(self.plan, size=spec.size)
+        return training_stream(self.dataset.root, self.dataset.files, plan, spec, self.memory, end)
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """The training pictures from batch number `start` on, of the size that each stage has.
+
+        Raises:
+            InputError: as PictureStream.batches does.
+        """
+        run = self.stages()
+        bad: dict[int, str] = {}
+        for stage, following in zip(run, [*run[1:], None], strict=True):
+            end = None if following is None else following.first
+            if end is not None and end <= start:
+                continue
+            if self.memory is not None and not self.config.augment:
+                self.memory.clear()  # of pictures that are letterboxed to another stage's size
+            stream = self.stream(stage.size, end)
+            stream.bad = bad
+            yield from stream.batches(max(start, stage.first))
+
+    def _try_full_size(self) -> None:
+        """A GPU without memory for the last stage's steps is not to say so after most of the run.
+
+        Raises:
+            OutOfMemory: it has none.
+        """
+        with self._first_steps(), torch.random.fork_rng([self.placement.device]):
+            take_steps(self.config, self.placement, len(self.dataset.labels), self.share)
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def _train_epoch(self, batches: Iterator[Batch], advance: Advance, began: float) -> None:
         at, every = self.progress, self.config.checkpoint_steps
@@ -220,7 +261,7 @@ class Trainer:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if self.step.updates > WARM_UP or not out_of_memory(error):
+            if self.step.updates > self.step.warm_from or not out_of_memory(error):
                 raise
             raise OutOfMemory from None
 

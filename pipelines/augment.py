@@ -30,6 +30,8 @@ class PictureSpec:
         dtype: of the normalised pictures; on the CPU those of training may stay float32, of evaluation they do.
         threads: DALI's threads for reading, decoding and augmentation.
         device_id: number of the GPU.
+        kept: side in pixels that pictures to augment are shrunk to on the CPU before anything else, where that is not
+            `size`: what `memory` keeps then serves streams of several sizes, and gives what a file gives.
     """
 
     size: int
@@ -37,6 +39,7 @@ class PictureSpec:
     dtype: Pixel = "float32"
     threads: int = 2
     device_id: int = 0
+    kept: int | None = None
 
 
 def decode(path: Any, placement: Placement) -> Any:
@@ -202,7 +205,8 @@ def picture_graph(
     """
     compiled = spec.placement == "cpu" and fused_available()
     if kept is None:
-        still = _prepared(path, numbers is not None, spec, False, packed)
+        several = spec.kept is not None and spec.kept != spec.size
+        still = _prepared(path, numbers is not None, spec, compiled and several, packed)
     else:
         there, picture = kept
         # Each picture of a batch goes its own way: a branch of DALI's, which it makes of statements only.
@@ -224,7 +228,7 @@ def _prepared(path: Any, augmented: bool, spec: PictureSpec, shrunk: bool, packe
     image = decode_bytes(path, spec.placement) if packed else decode(path, spec.placement)
     if not augmented:
         return letterbox(image, spec.size)
-    return fit(image, spec.size) if shrunk else image
+    return fit(image, spec.kept or spec.size) if shrunk else image
 
 
 @cache

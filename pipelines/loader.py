@@ -290,13 +290,21 @@ class TrainingPlan:
 
 
 def training_stream(
-    root: Path, files: Sequence[str], plan: TrainingPlan, spec: PictureSpec, memory: PictureMemory | None = None
+    root: Path,
+    files: Sequence[str],
+    plan: TrainingPlan,
+    spec: PictureSpec,
+    memory: PictureMemory | None = None,
+    end: int | None = None,
 ) -> PictureStream:
-    """An endless stream: batch number n is step n % steps of epoch n // steps. Nothing stops at an epoch's end."""
+    """Batch number n is step n % steps of epoch n // steps. Nothing stops at an epoch's end, and without an `end`
+    nothing at all."""
     steps = plan.steps()
     current: dict[int, NDArray[np.int64]] = {}
 
-    def request(number: int) -> Request:
+    def request(number: int) -> Request | None:
+        if end is not None and number >= end:
+            return None
         epoch, step = divmod(number, steps)
         if epoch not in current:
             for old in [known for known in current if known < epoch - 1]:  # the one before is still asked for

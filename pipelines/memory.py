@@ -35,6 +35,11 @@ class PictureMemory:
             self.pictures[row] = picture.copy()
             self.size += picture.nbytes
 
+    def clear(self) -> None:
+        """Forgets all pictures."""
+        self.pictures.clear()
+        self.size = 0
+
     def summary(self, rows: int) -> str:
         """One line: how many of a split's pictures are kept, and the memory they take."""
         return (

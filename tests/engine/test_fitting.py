@@ -30,7 +30,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
             if batch > pictures:
                 raise RuntimeError(FULL)
 
-        monkeypatch.setattr(fitting, "_steps", steps)
+        monkeypatch.setattr(fitting, "take_steps", steps)
         monkeypatch.setattr(fitting, "_taken", lambda: 0)
         return tried
 
@@ -62,7 +62,7 @@ def test_what_the_system_would_kill_for_is_not_tried(monkeypatch: pytest.MonkeyP
     def steps(config: Config, placement: Placement, labels: int, batch: int) -> None:
         tried.append(batch)
 
-    monkeypatch.setattr(fitting, "_steps", steps)
+    monkeypatch.setattr(fitting, "take_steps", steps)
     monkeypatch.setattr(fitting, "_taken", lambda: 10**7 * max(tried))
     monkeypatch.setattr(fitting, "free_memory", lambda: 10**9)
     assert largest_batch(resolve("demo", {}), decide("cpu", False, "off"), 3, 10_000) == 88
@@ -73,7 +73,7 @@ def test_other_errors_come_through(monkeypatch: pytest.MonkeyPatch) -> None:
     def steps(*_: object) -> None:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(fitting, "_steps", steps)
+    monkeypatch.setattr(fitting, "take_steps", steps)
     with pytest.raises(RuntimeError, match="something else"):
         largest_batch(resolve("demo", {}), decide("cpu", False, "off"), 3, 100)
 

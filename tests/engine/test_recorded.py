@@ -56,6 +56,9 @@ class TapeStream:
     def __init__(self, device: torch.device) -> None:
         self.warm = False
 
+    def forget(self) -> None:
+        self.warm = False
+
     def run(self, call: Callable[[], object]) -> None:
         call()
 
@@ -85,13 +88,15 @@ def step_of(recorded: bool, device: Device = "cpu", **changes: object) -> Step:
     return Step(config, placement, model, (torch.rand(LABELS) + 1).to(device))
 
 
-def train(step: Step, sizes: list[int], bad: int | None = None) -> list[float]:
-    """Losses of updates that take these numbers of batches; one of them is given pictures that are not numbers."""
+def train(step: Step, sizes: list[int], bad: int | None = None, grow_at: int | None = None) -> list[float]:
+    """Losses of updates that take these numbers of batches; one of them is given pictures that are not numbers, and
+    from one on they are larger."""
     data = torch.Generator().manual_seed(1)
     losses = []
     for number, together in enumerate(sizes):
+        side = 9 if grow_at is None or number < grow_at else 13
         for place in range(together):
-            images = torch.randn(BATCH, 3, 9, 9, generator=data).contiguous(memory_format=torch.channels_last)
+            images = torch.randn(BATCH, 3, side, side, generator=data).contiguous(memory_format=torch.channels_last)
             targets = torch.rand(BATCH, LABELS, generator=data) < 0.4
             if number == bad and place == together - 1:
                 images[1, 2, 3, 4] = float("nan")
@@ -132,6 +137,25 @@ def test_replayed_steps_are_the_steps(changes: dict[str, object], sizes: list[in
     if plain.average is not None:
         assert recorded.average is not None
         assert all(torch.equal(a, b) for a, b in zip(plain.average.average, recorded.average.average, strict=True))
+
+
+@pytest.mark.usefixtures("tape")
+@pytest.mark.parametrize("grow_at", [2, 6], ids=["before-it-is-recorded", "recorded"])
+def test_pictures_that_grow_are_recorded_anew(grow_at: int) -> None:
+    """Bits are those of steps that are not recorded, before, at and after the change; then it is replayed again."""
+    changes: dict[str, object] = {"ema_decay": 0.5, "optimizer": "muon"}
+    plain, recorded = step_of(False, **changes), step_of(True, **changes)
+    sizes = [2, 1, 2, 2, 1, 2, 2, 2, 1, 2, 2, 2, 1]
+    torch.manual_seed(2)
+    due = train(plain, sizes, grow_at=grow_at)
+    before = recorded._add_first
+    torch.manual_seed(2)
+    assert train(recorded, sizes, grow_at=grow_at) == due
+    assert recorded._add_first is not before
+    assert isinstance(recorded._add_first, Recorded)
+    assert recorded._add_first.replay is not None
+    own = plain.model.state_dict()
+    assert all(torch.equal(t, own[name]) for name, t in recorded.model.state_dict().items())
 
 
 @pytest.mark.usefixtures("tape")
@@ -190,13 +214,15 @@ def test_a_run_may_go_on_recorded_or_not(after: bool, optimizer: str) -> None:
     ],
     ids=["plain", "muon", "everything"],
 )
-def test_cuda_graphs_are_the_steps(changes: dict[str, object], sizes: list[int]) -> None:
-    """On a GPU, within what its libraries' order of sums allows."""
+@pytest.mark.parametrize("grow_at", [None, 5], ids=["one-size", "growing"])
+def test_cuda_graphs_are_the_steps(changes: dict[str, object], sizes: list[int], grow_at: int | None) -> None:
+    """On a GPU, within what its libraries' order of sums allows; also where what was recorded is recorded anew."""
+    sizes = sizes if grow_at is None else [*sizes, *sizes]
     plain, recorded = step_of(False, "cuda", **changes), step_of(True, "cuda", **changes)
     for step in (plain, recorded):
         next(m for m in step.model.modules() if isinstance(m, nn.Dropout)).p = 0.0
-    due = train(plain, sizes)
-    assert train(recorded, sizes) == pytest.approx(due, rel=1e-3)
+    due = train(plain, sizes, grow_at=grow_at)
+    assert train(recorded, sizes, grow_at=grow_at) == pytest.approx(due, rel=1e-3)
     assert isinstance(recorded._add_first, Recorded)
     assert recorded._add_first.replay is not None
     own = plain.model.state_dict()

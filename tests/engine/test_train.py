@@ -155,6 +155,44 @@ def test_resuming_with_average_and_accumulation(dataset: Dataset, tmp_path: Path
     assert [line["epoch"] for line in lines] == [1, 2]
 
 
+@pytest.mark.parametrize("changes", [{}, {"augment": False, "accumulate": 2}], ids=["augmented", "as-they-are"])
+def test_pictures_grow_and_resuming_ends_bit_identical(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """Stages change in the midst of epochs; what is kept in memory is the first part's only."""
+    sides: list[int] = []
+    add = Trainer.add_gradient
+
+    def watched(self: Trainer, batch: Batch, *rest: Any) -> Any:
+        sides.append(batch.images.shape[-1])
+        return add(self, batch, *rest)
+
+    monkeypatch.setattr(Trainer, "add_gradient", watched)
+    growing = {"picture_sizes": "growing", "image_size": 112, **changes}
+    whole = trainer_of(dataset, tmp_path / "whole", **growing)
+    whole.fit()
+    assert sides == sorted(sides)
+    assert {side: sides.count(side) for side in sides} == {
+        80: whole.stages()[1].first,
+        96: whole.stages()[2].first - whole.stages()[1].first,
+        112: whole.total - whole.stages()[2].first,
+    }
+    seen = sides.copy()
+    sides.clear()
+    for stop_at in (4, 5, None):
+        part = trainer_of(dataset, tmp_path / "parts", stop_at, **growing)
+        part.restore()
+        if stop_at is None:
+            part.fit()
+        else:
+            with pytest.raises(Stopped):
+                part.fit()
+    assert sides == seen
+    (weights, lines, report), (weights_2, lines_2, report_2) = outcome(tmp_path / "whole"), outcome(tmp_path / "parts")
+    assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
+    assert (lines, report) == (lines_2, report_2)
+
+
 def test_gradients_of_batches_add_up_to_their_mean(dataset: Dataset, tmp_path: Path) -> None:
     trainer = trainer_of(dataset, tmp_path, dropout=0.0)
     trainer.model.train()

@@ -241,6 +241,34 @@ def test_pictures_from_memory_are_those_from_files(dataset: Dataset, limit: int)
         assert not stream.bad
 
 
+def test_pictures_kept_for_a_larger_size_are_those_from_files(dataset: Dataset) -> None:
+    """A run whose pictures grow keeps them at their full size; its small ones are the same with memory and without,
+    and nearly those of a run of small pictures."""
+    Image.effect_noise((90, 70), 60).convert("RGB").save(dataset.root / dataset.files[0], quality=95)
+    plan, memory = plan_of(dataset), PictureMemory(10**9)
+    spec = replace(SPEC, kept=64)
+    kept = training_stream(dataset.root, dataset.files, plan, spec, memory)
+    streams = [kept, training_stream(dataset.root, dataset.files, plan, spec), _stream(dataset, plan)]
+    shrunk = 0
+    for _, *batches in zip(range(2 * plan.steps()), *(stream.batches() for stream in streams), strict=False):
+        a, b, small = (batch.images for batch in batches)
+        assert torch.equal(a, b)
+        assert (a - small).abs().mean() < 0.05
+        shrunk += not torch.equal(a, small)
+    assert shrunk
+    assert max(max(picture.shape) for picture in memory.pictures.values()) == 64
+
+
+def test_a_stream_that_ends(dataset: Dataset) -> None:
+    """The batch before the end comes, nothing after it, wherever it began."""
+    plan = plan_of(dataset)
+    whole = _stream(dataset, plan).batches()
+    due = [next(whole).rows.tolist() for _ in range(7)]
+    for start in (0, 5):
+        ending = training_stream(dataset.root, dataset.files, plan, SPEC, end=7)
+        assert [batch.rows.tolist() for batch in ending.batches(start)] == due[start:]
+
+
 def test_memory_takes_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.memory.free_memory", lambda: 8 * 10**9)
     given = [picture_memory(gigabytes) for gigabytes in (None, 0.5, 0)]
