@@ -68,6 +68,12 @@ class Held:
             self.waiting[0][0].synchronize()
             self.waiting.popleft()
 
+    def let_go(self) -> None:
+        """Of everything, once the GPU has read it: the pipeline ends, and another may take its memory."""
+        if self.waiting:
+            torch.cuda.current_stream().synchronize()
+            self.waiting.clear()
+
 
 @dataclass
 class PictureStream:
@@ -101,8 +107,10 @@ class PictureStream:
             try:
                 images, rows, *decoded = run()
             except StopIteration:
+                held.let_go()
                 return
             except DECODE_ERRORS as error:
+                held.let_go()
                 self._find_bad(number, error)
                 run = self._pipeline(number)
                 continue

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
@@ -100,6 +101,11 @@ def test_what_a_gpu_still_reads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
         del given
         gone = [i for i, output in enumerate(outputs) if output() is None]
         assert gone == done == list(range(max(0, number - 1)))
+    waited = Mock()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: waited)
+    held.let_go()
+    assert waited.mock_calls == [call.synchronize()]
+    assert all(output() is None for output in outputs)
 
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
