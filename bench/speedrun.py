@@ -6,8 +6,9 @@ For each seed, one after the other on the same machine:
     sprint   `fast`, as many batches as fit a quarter of that time
     fast     `fast`, as many as fit all of it
 
-Both presets have the same picture size, width and arithmetic. Each first takes a few steps on a network that is thrown
-away, so that nothing is compiled on the clock; looking at validation is off the clock too (bench.race).
+Both presets have the same width and arithmetic, and in the end the same picture size. Each first takes a few steps on a
+network that is thrown away, so that nothing is compiled on the clock; looking at validation is off the clock too
+(bench.race).
 """
 
 from collections.abc import Callable

@@ -172,6 +172,12 @@ def _config(arguments: Arguments, arm: Arm, seed: int) -> Config:
     return resolve(values.pop("preset"), {**values, **_common(arguments), "seed": seed})
 
 
+def _recipe(arguments: Arguments, arm: Arm) -> dict[str, Any]:
+    """What makes the arm: a preset may change from one version to the next."""
+    values = _config(arguments, arm, 0).values()
+    return {name: value for name, value in values.items() if name not in ("data", "device", "epochs", "seed")}
+
+
 def _common(arguments: Arguments) -> dict[str, Any]:
     """What all arms have, as values of the configuration."""
     return {
@@ -207,6 +213,7 @@ def _begun(path: Path) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(path.read_text())
         found["epochs"] = {str(arm): int(count) for arm, count in found["epochs"].items()}
         found["options"] = dict(found["options"])
+        found["recipes"] = dict(found.get("recipes", {}))  # an earlier version wrote none
         found["rejected"] = None if found.get("rejected") is None else dict(found["rejected"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: not a study's; another --out begins anew") from None
@@ -235,6 +242,12 @@ def _plan(
     if changed:
         raise InputError(f"{path}: the study there has another {changed[0]}; another --out begins anew")
     epochs: dict[str, int] = {} if begun is None else begun["epochs"]
+    recipes = {} if begun is None else begun["recipes"]
+    for arm in arguments.arms:
+        if arm in recipes and recipes[arm] != _recipe(arguments, arm):
+            what = f"{ARMS[arm].title} was another recipe when the study began"
+            raise InputError(f"{path}: {what}; another --out begins anew")
+        recipes[arm] = _recipe(arguments, arm)
     for arm in arguments.arms:
         if arm in epochs:
             continue
@@ -248,7 +261,7 @@ def _plan(
             say(f"{ARMS[arm].title}: {seconds:.0f} s an epoch, {epochs[arm]} epochs")
     arguments.out.mkdir(parents=True, exist_ok=True)
     rejected = {row.file: row.reason for row in dataset.rejected}
-    write_json(path, {"options": options, "epochs": epochs, "rejected": rejected})
+    write_json(path, {"options": options, "epochs": epochs, "recipes": recipes, "rejected": rejected})
     return epochs
 
 

@@ -16,8 +16,21 @@ WAITING = 0.03  # share of a step from which on the loader is what training wait
 
 
 def loader_report(trainer: Trainer) -> list[str]:
-    """Measures and says it, a line each. The trainer's weights are spent on it."""
-    batches = trainer.stream().batches()
+    """Measures and says it, a line each, for each size that the pictures will have. The weights are spent on it."""
+    sizes = [stage.size for stage in trainer.stages()]
+    lines = []
+    for size in sizes:
+        lines += [f"{size}×{size}:"] if len(sizes) > 1 else []
+        lines += _of_size(trainer, size)
+    kept = [] if trainer.memory is None else [trainer.memory.summary(len(trainer.plan.rows))]
+    return lines + kept
+
+
+def _of_size(trainer: Trainer, size: int) -> list[str]:
+    """Measures on pictures of one size, none of which is decoded already."""
+    if trainer.memory is not None:
+        trainer.memory.clear()
+    batches = trainer.stream(size).batches()
     ready = _own(next(batches))
     trainer.model.train()
     _seconds(trainer, lambda: _step(trainer, ready), WARM_UP + 2)  # kernels are compiled, and launches recorded
@@ -31,7 +44,7 @@ def loader_report(trainer: Trainer) -> list[str]:
         waited = _Waited(batches)
         both.append(_seconds(trainer, lambda w=waited: _step(trainer, next(w)), steps))  # type: ignore[misc]
         waits.append(waited.seconds / steps / both[-1])
-    size = trainer.config.batch_size
+    pictures = trainer.config.batch_size
     wait = statistics.median(waits)
     cost = statistics.median(b / c for b, c in zip(both, compute, strict=True)) - 1
     faster = statistics.median(c / b for b, c in zip(load, compute, strict=True))
@@ -39,12 +52,11 @@ def loader_report(trainer: Trainer) -> list[str]:
         verdict = f"training waits for pictures {wait:.1%} of the time"
     else:
         verdict = f"the loader waits for the network (which waits {wait:.1%}) and could feed {faster:.0f} of them"
-    kept = "" if trainer.memory is None else f"; {trainer.memory.summary(len(trainer.plan.rows))}"
     return [
-        f"loader alone    {size / statistics.median(load):,.0f} pictures/s",
-        f"network alone   {size / statistics.median(compute):,.0f} pictures/s, on pictures in memory",
-        f"both together   {size / statistics.median(both):,.0f} pictures/s, {cost:+.1%} a step",
-        verdict + kept,
+        f"loader alone    {pictures / statistics.median(load):,.0f} pictures/s",
+        f"network alone   {pictures / statistics.median(compute):,.0f} pictures/s, on pictures in memory",
+        f"both together   {pictures / statistics.median(both):,.0f} pictures/s, {cost:+.1%} a step",
+        verdict,
     ]
 
 

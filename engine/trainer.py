@@ -133,6 +133,9 @@ class Trainer:
             InputError: the loss, or too many updates' losses or gradients, are not numbers.
         """
         at = self.progress
+        start = at.epoch * self.steps + at.step
+        if self._goes_on() and start < self.stages()[-1].first:
+            self._try_full_size()
         scalars = Scalars(self.run.tensorboard, at.epoch + 1) if self.ranks.first else None
         began_at = at.epoch
         if at.epoch >= self.config.epochs:
@@ -140,12 +143,9 @@ class Trainer:
             say(f"epochs trained already: {done}; the report is made anew, --epochs N goes on")
         elif at.stopped_early(self.config.patience):
             say(f"training stopped early, {at.stale} epochs after its best; the report is made anew")
-        start = at.epoch * self.steps + at.step
-        if self.targets.is_cuda and start < self.stages()[-1].first:
-            self._try_full_size()
         batches = self.batches(start)
         try:
-            while at.epoch < self.config.epochs and not at.stopped_early(self.config.patience):
+            while self._goes_on():
                 began = time.perf_counter()
                 with bar(f"epoch {at.epoch + 1}/{self.config.epochs}") as advance:
                     self._train_epoch(batches, advance, began)
@@ -161,6 +161,11 @@ class Trainer:
                 scalars.close()
             self.saved.finish()
         self._final_report()  # stopped there, nothing is saved: last.pt is whole
+
+    def _goes_on(self) -> bool:
+        """Whether there is an epoch left to train."""
+        at = self.progress
+        return at.epoch < self.config.epochs and not at.stopped_early(self.config.patience)
 
     def stages(self) -> list[Stage]:
         """Sizes of the training pictures over the run."""
@@ -193,12 +198,13 @@ class Trainer:
             yield from stream.batches(max(start, stage.first))
 
     def _try_full_size(self) -> None:
-        """A GPU without memory for the last stage's steps is not to say so after most of the run.
+        """Memory that is too small for the steps of the last stage is not to be found out after most of the run.
 
         Raises:
-            OutOfMemory: it has none.
+            OutOfMemory: it is; on the CPU the system may kill the process.
         """
-        with self._first_steps(), torch.random.fork_rng([self.placement.device]):
+        device = self.placement.device
+        with self._first_steps(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             take_steps(self.config, self.placement, len(self.dataset.labels), self.share)
         gc.collect()
         torch.cuda.empty_cache()
@@ -351,11 +357,13 @@ class Trainer:
     def end_epoch(self, val_loss: float) -> bool:
         """Progress goes on to the next epoch; whether its network is the best so far, for best.pt.
 
-        By the validation loss where early stopping goes by it; without, the last, at the end of the rate's course.
+        By the validation loss where early stopping goes by it; without, the last, at the end of the rate's course. So
+        too while pictures still grow: only the last stage shows what validation does.
         """
         at = self.progress
-        improved = val_loss < at.best_loss
-        at.best_loss = min(at.best_loss, val_loss)
+        growing = at.epoch * self.steps + at.step <= self.stages()[-1].first
+        improved = growing or val_loss < at.best_loss
+        at.best_loss = math.inf if growing else min(at.best_loss, val_loss)
         at.stale = 0 if improved else at.stale + 1
         at.epoch, at.step, at.waited, at.stepping, at.skipped = at.epoch + 1, 0, 0.0, 0.0, 0
         self.step.loss_sum.zero_()

@@ -106,8 +106,8 @@ def _disturb(made: Trainer, task: Task, rank: int) -> None:
     """Puts the faults of the task into the stream of pictures."""
     stream, mark = made.stream, task.folder / "died"
 
-    def disturbed() -> PictureStream:
-        source = stream()
+    def disturbed(size: int | None = None, end: int | None = None) -> PictureStream:
+        source = stream(size, end)
         own: Callable[..., Any] = source.batches
 
         def batches(start: int = 0) -> Any:

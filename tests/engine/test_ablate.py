@@ -18,6 +18,7 @@ from engine.ablate import Arguments, ablate
 from engine.ablation import COLUMNS, Outcome, Results, markdown, write_summary
 from engine.arms import ARMS, Arm, command_line
 from engine.command import Interrupt
+from engine.config import PRESETS
 from engine.pace import seconds_an_epoch
 from engine.run import Run, write_json
 from pipelines.errors import InputError
@@ -217,6 +218,17 @@ def test_a_budget_becomes_epochs(
     assert [line[line.index("--epochs") + 1] for line in trainings.lines] == ["6", "4"]
     monkeypatch.setattr("engine.pace.seconds_an_epoch", lambda *_: pytest.fail("measured again"))
     assert ablate(arguments) == 0
+
+
+@pytest.mark.usefixtures("trainings")
+def test_runs_of_two_recipes_are_not_averaged(table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset may change from one version to the next; the other arms go on."""
+    arguments = of(table(), tmp_path / "study", arms=("baseline", "ours"))
+    assert ablate(arguments) == 0
+    monkeypatch.setitem(PRESETS, "fast", {**PRESETS["fast"], "lr": 0.5})
+    with pytest.raises(InputError, match=r"study\.json: .* was another recipe when the study began"):
+        ablate(arguments)
+    assert ablate(replace(arguments, arms=("baseline",))) == 0
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def train(step: Step, sizes: list[int], bad: int | None = None, grow_at: int | N
                 images[1, 2, 3, 4] = float("nan")
             given = (t.to(step.placement.device) for t in (images, targets))
             losses.append(step.add_gradient(*given, place == 0, together).item())
-        step.update(2.0 ** -(7 + number))  # exact in float32, as the recorded rate is
+        step.update(2.0 ** -(7 + number % 8))  # exact in float32, as the recorded rate is
     return losses
 
 

@@ -270,6 +270,20 @@ def test_early_stopping(
     assert json.loads(Run(tmp_path).report.read_text())["epoch"] == 1
 
 
+def test_early_stopping_begins_at_the_full_size(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is stopped or kept for what validation says while pictures are smaller than it shows them."""
+    losses = iter([0.1, 0.2, 0.3, 0.4, 0.9, 0.95])
+    monkeypatch.setattr("engine.trainer.mean_loss", lambda *_: next(losses))
+    changes = {"picture_sizes": "growing", "image_size": 96, "epochs": 6, "patience": 2}
+    trainer = trainer_of(dataset, tmp_path, **changes)
+    assert 4 * trainer.steps < trainer.stages()[-1].first < 5 * trainer.steps
+    trainer.fit()
+    assert trainer.progress.epoch == 6
+    assert json.loads(Run(tmp_path).report.read_text())["epoch"] == 5
+
+
 def test_without_early_stopping_the_last_epoch_is_kept(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -534,9 +548,14 @@ def test_a_run_goes_on_where_mixed_precision_needs_a_scaler(dataset: Dataset, tm
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "ema_decay": 0.9}], ids=["adam", "muon"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"optimizer": "muon", "ema_decay": 0.9}, {"picture_sizes": "growing", "image_size": 112}],
+    ids=["adam", "muon", "growing"],
+)
 def test_training_on_a_gpu(dataset: Dataset, tmp_path: Path, changes: dict[str, Any]) -> None:
-    """From end to end: recorded steps, checkpoints between them, validation beside them, and going on."""
+    """From end to end: recorded steps, checkpoints between them, validation beside them, and going on, which gives
+    pictures that grow other sizes."""
     out = tmp_path / "run"
     arguments = Arguments(data=dataset.root, out=out, preset="demo", device="cuda", epochs=3, amp=True, **SMALL)  # type: ignore[arg-type]
     assert train(replace(arguments, checkpoint_steps=2, **changes)) == 0

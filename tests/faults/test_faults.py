@@ -53,7 +53,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def task_of(dataset: Dataset, folder: Path, ranks: int = 1, **options: Any) -> Any:
     import training_child  # type: ignore[import-not-found]
 
-    changes = {**SAVING, "sampling": "uniform", **({"sync_norm": True} if ranks > 1 else {})}
+    changes: dict[str, Any] = {**SAVING, "sampling": "uniform"}
+    if ranks > 1:
+        changes |= {"sync_norm": True, "picture_sizes": "growing", "image_size": 96}
     return training_child.Task(dataset, folder, {**changes, **options.pop("changes", {})}, ranks, **options)
 
 
