@@ -203,6 +203,7 @@ class Trainer:
         Raises:
             OutOfMemory: it is; on the CPU the system may kill the process.
         """
+        self.watchdog.moved("trying steps on pictures of the full size")
         device = self.placement.device
         with self._first_steps(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             take_steps(self.config, self.placement, len(self.dataset.labels), self.share)
