@@ -233,6 +233,8 @@ def _reason(path: str) -> str:
         return f"too large (at most {LARGEST // 10**6} million pixels)"
     except FileNotFoundError:
         return "no such file"
+    except PermissionError:
+        return "permission denied"
     except UnidentifiedImageError:
         return "not a picture"
     except Exception as error:  # whatever a damaged file makes of the reader

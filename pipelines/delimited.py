@@ -41,7 +41,11 @@ class Columns:
 
 
 def read_csv(
-    path: Path, columns: int = 2, is_picture: Callable[[str], bool] = lambda name: False, pictures: str | None = None
+    path: Path,
+    columns: int = 2,
+    is_picture: Callable[[str], bool] = lambda name: False,
+    pictures: str | None = None,
+    header: bool = True,
 ) -> Columns:
     """The table in a file, of so many columns at least.
 
@@ -51,6 +55,7 @@ def read_csv(
         is_picture: whether a first cell is the name or id of a picture: then a row begins there, whatever quote was
             left open before.
         pictures: the column that names pictures in another table of the data set, and here too, wherever it stands.
+        header: whether there must be one; else a first line that begins with the file name of a picture is a row.
 
     Raises:
         InputError: it cannot be read, is empty, or has too few columns or one twice.
@@ -64,10 +69,14 @@ def read_csv(
     separator = max(",;\t", key=lines[0].count) if lines else ","
     records = Records(lines, separator, is_picture)
     try:
-        header, *rows = list(records) or [[]]
+        first_row, *rows = list(records) or [[]]
     except csv.Error as error:
         raise InputError(f"{path}: cannot be read as a table: {error}") from None
-    names = [composed(name.strip()) for name in header]
+    first_lines = records.lines[1:]
+    if not header and first_row and first_row[0].strip().lower().endswith(SUFFIXES):
+        rows, first_lines = [first_row, *rows], records.lines
+        first_row = ["picture", *map(str, range(2, len(first_row) + 1))]
+    names = [composed(name.strip()) for name in first_row]
     if not any(names):
         raise InputError(f"{path}: the table is empty")
     if not rows:
@@ -75,7 +84,6 @@ def read_csv(
     kept = [i for i, name in enumerate(names) if name or not i]
     if len(kept) < columns:
         raise InputError(f"{path}: the table has one column only; a picture's name and its labels are needed")
-    first_lines = records.lines[1:]
     notes = [*_encoding(content), *records.notes(), *_even(rows, names, separator, first_lines)]
     first = next((i for i in kept if not _is_nameless(names[i])), kept[0])
     if pictures is not None and pictures in names:

@@ -50,18 +50,45 @@ def _meant(argument: str, standard_input: Iterable[str]) -> Iterator[str]:
 
 
 def _folder(folder: str) -> list[str]:
-    files = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
+    closed: dict[str, str] = {}
+    files = list(_files(folder, closed))
+    if folder in closed:
+        raise InputError(f"{folder}: cannot be read: {closed[folder]}")
     pictures = [path for path in files if path.lower().endswith(SUFFIXES)]
+    pictures += closed  # which are answered as pictures that cannot be read
     if not pictures:
         others = f"; its {len(files):,} files are none by their names" if files else ""
         raise InputError(f"{folder}: no pictures in this folder{others}")
     return list(natsorted(pictures))
 
 
+def _files(folder: str, closed: dict[str, str]) -> Iterator[str]:
+    """All files below a folder, once each; `closed` gets the folders that cannot be listed, and why.
+
+    Links to folders elsewhere are followed; what lies below the folder itself is met there.
+    """
+    top = os.path.realpath(folder)
+    seen = {top}
+
+    def note(error: OSError) -> None:
+        closed[error.filename] = error.strerror or str(error)
+
+    def is_new(path: str) -> bool:
+        real = os.path.realpath(path)
+        if real in seen or (os.path.islink(path) and os.path.commonpath((top, real)) == top):
+            return False
+        seen.add(real)
+        return True
+
+    for place, folders, names in os.walk(folder, onerror=note, followlinks=True):
+        folders[:] = [name for name in folders if is_new(os.path.join(place, name))]
+        yield from (os.path.join(place, name) for name in names)
+
+
 def _table(table: Path) -> Iterator[str]:
     """Pictures beside the table or in the folders that a data set has; a name that is not found stays as it is."""
     folders = PictureFolders(table.parent, (table.stem, *PICTURE_FOLDERS))
-    for name in read_csv(table, columns=1, is_picture=folders.has).pictures:
+    for name in read_csv(table, columns=1, is_picture=folders.has, header=False).pictures:
         found = folders.find(name)
         yield str(table.parent / (found or name))
 

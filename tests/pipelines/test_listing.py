@@ -1,5 +1,6 @@
 """What a command line may name: files, folders, globs, tables, a list."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,45 @@ def test_nothing_to_classify(tmp_path: Path, names: tuple[str, ...], what: str) 
         (tmp_path / "texts" / f"{i}.txt").touch()
     with pytest.raises(InputError, match=what):
         photographs([name if name == "-" else str(tmp_path / name) for name in names], [])
+
+
+def test_a_list_without_a_header_loses_no_picture(tree: Path) -> None:
+    for text in ("images/2.jpg\nbeside.webp\n", "images/2.jpg,cat\nbeside.webp,\n"):
+        (tree / "list.csv").write_text(text)
+        assert named(tree, str(tree / "list.csv")) == ["images/2.jpg", "beside.webp"]
+    (tree / "one.csv").write_text("beside.webp\n")
+    assert named(tree, str(tree / "one.csv")) == ["beside.webp"]
+    (tree / "image.jpg").touch()  # a header that is the id of a picture is a header
+    (tree / "ids.csv").write_text("image\n2\n")
+    assert named(tree, str(tree / "ids.csv")) == ["images/2.jpg"]
+
+
+def test_linked_folders_are_followed_and_nothing_comes_twice(
+    tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "5.jpg").touch()
+    (elsewhere / "back").symlink_to(tree)  # a circle
+    images = tree / "images"
+    for name, to in (("link", elsewhere), ("again", elsewhere), ("inside", images / "deep"), ("up", images)):
+        (images / name).symlink_to(to)
+    found = [path for path in named(tree, str(images)) if not path.endswith("beside.webp")]
+    assert sorted(Path(path).name for path in found) == ["1.PNG", "10.jpg", "2.jpg", "5.jpg"]
+    assert {"images/2.jpg", "images/10.jpg", "images/deep/er/1.PNG"} <= set(found)
+
+
+def test_folders_that_cannot_be_listed_are_answered_as_pictures_that_cannot_be_read(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, closed = os.scandir, [str(tree / "images" / "deep")]
+
+    def scandir(path: str) -> object:
+        if path in closed:
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    assert named(tree, str(tree / "images")) == ["images/2.jpg", "images/10.jpg", "images/deep"]
+    closed.append(str(tree / "images"))
+    with pytest.raises(InputError, match="images: cannot be read: Permission denied"):
+        photographs([str(tree / "images")], [])
