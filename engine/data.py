@@ -73,11 +73,11 @@ def data_of_run(
     return read_data(root, replace(config, layout=layout or config.layout), known_bad)
 
 
-def with_validation_of(run: "Run", dataset: "Dataset") -> "Dataset":
+def with_validation_of(run: "Run", dataset: "Dataset", elsewhere: bool = False) -> "Dataset":
     """The data set with the validation pictures that a run had, as far as they are there.
 
     Where they were split off, pictures that have gone since would make it another split, of pictures that the network
-    was trained on.
+    was trained on. A data set `elsewhere` is taken for the run's if its own were split off too and it has most of them.
     """
     import numpy as np
 
@@ -89,6 +89,7 @@ def with_validation_of(run: "Run", dataset: "Dataset") -> "Dataset":
         return dataset
     both = np.sort(np.concatenate(list(rows.values())))
     held = np.fromiter((dataset.files[row] in known for row in both), bool, len(both))
-    if not held.any():  # another data set
+    most = held.sum() * 2 > len(known)
+    if not held.any() or (elsewhere and not (dataset.split_off and most)):  # another data set
         return dataset
     return replace(dataset, splits={**dataset.splits, "train": both[~held], "val": both[held]})

@@ -78,9 +78,10 @@ def _evaluate(arguments: Arguments, ranks: "Ranks") -> int:
     config = replace(trained.config, allow_bad=trained.config.allow_bad or arguments.allow_bad)
     own = Run(arguments.run).rejected_files() if arguments.data is None else None
     dataset = ranks.from_first(lambda: data_of_run(config, arguments.data, arguments.format, own))
-    if arguments.data is None:
-        dataset = ranks.from_first(lambda: with_validation_of(Run(arguments.run), dataset))
-    changed = arguments.data is None and ranks.from_first(dataset.fingerprint) != trained.fingerprint
+    elsewhere, read = arguments.data is not None, dataset
+    if not elsewhere or dataset.labels == trained.labels:
+        dataset = ranks.from_first(lambda: with_validation_of(Run(arguments.run), read, elsewhere))
+    changed = not (elsewhere and dataset is read) and ranks.from_first(dataset.fingerprint) != trained.fingerprint
     for note in _notes(trained, dataset, changed):
         say(note)
     with command.Interrupt() as interrupt, bar(f"evaluating {arguments.split}") as advance:
@@ -187,7 +188,7 @@ def _require_folders(arguments: Arguments) -> None:
 
 
 def _notes(trained: "Trained", dataset: "Dataset", changed: bool) -> list[str]:
-    notes = [dataset.summary(), *dataset.left_out()]
+    notes = [dataset.summary(), *dataset.told()]
     if changed:
         notes.append(f"note: {dataset.root} has changed since the run was trained")
     if trained.untuned:

@@ -1,7 +1,7 @@
 """python -m engine.export: a trained network as one ONNX file that classifies photographs by itself."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,7 +102,8 @@ def _dataset(arguments: Arguments, trained: "Trained") -> "Dataset":
     from pipelines.progress import say
 
     run = Run(arguments.run)
-    dataset = data_of_run(trained.config, arguments.data, trained.config.layout, run.rejected_files())
+    config = replace(trained.config, allow_bad=True)  # what has gone since is no reason to export nothing
+    dataset = data_of_run(config, arguments.data, trained.config.layout, run.rejected_files())
     if dataset.labels != trained.labels:
         raise InputError(f"{dataset.root}: has other labels than the run was trained for")
     if dataset.fingerprint() != trained.fingerprint:

@@ -1,6 +1,6 @@
 """python -m engine.report: RUN/report.html, one self-contained page about a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,10 +92,10 @@ def _unreported(run: "Run") -> "Trained | None":
 def _dataset(run: "Run", content: dict[str, Any], data: Path | None, needed: bool) -> "Dataset | None":
     """The data set of the run, or None where it is not there and can be done without."""
     from engine.config import Config
-    from engine.data import data_of_run
+    from engine.data import data_of_run, with_validation_of
     from pipelines.progress import say
 
-    config = Config.load(content, run.config)
+    config = replace(Config.load(content, run.config), allow_bad=True)
     try:
         dataset = data_of_run(config, data, config.layout, run.rejected_files())
     except InputError as error:
@@ -105,7 +105,7 @@ def _dataset(run: "Run", content: dict[str, Any], data: Path | None, needed: boo
         return None
     if data is None and content.get("fingerprint") != dataset.fingerprint():
         say(f"note: {dataset.root} has changed since the run was trained")
-    return dataset
+    return with_validation_of(run, dataset) if needed else dataset
 
 
 def write_page(run: "Run", dataset: "Dataset | None") -> None:

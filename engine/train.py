@@ -229,7 +229,7 @@ def _largest_batch(config: Config, dataset: "Dataset", placement: "Placement", r
     targets = dataset.targets[dataset.splits["train"]]
     rows = len(epoch_rows(targets, config.sampling, config.seed, 0, config.oversample_target))
     most = max(2, rows // (8 * ranks.count))
-    return min(ranks.gather(largest_batch(config, placement, len(dataset.labels), most))) * ranks.count
+    return min(rows, min(ranks.gather(largest_batch(config, placement, len(dataset.labels), most))) * ranks.count)
 
 
 def _run_and_config(arguments: Arguments) -> tuple["Run", Config, dict[str, Any] | None]:
@@ -299,9 +299,7 @@ def _dataset(config: Config, known_bad: dict[str, str] | None) -> "Dataset":
     if config.data is None:
         say(f"no --data: the sample data set in {dataset.root}")
     say(dataset.summary())
-    for note in dataset.notes:
-        say(f"note: {note}")
-    for line in dataset.left_out():
+    for line in dataset.told():
         say(line)
     if len(dataset.rejected) > NAMED:
         say("rejected.csv in the run's folder names them all")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.accents import composed
 from pipelines.dataset import SPLITS, Dataset, Rejected
 from pipelines.errors import InputError, reading
 from pipelines.pictures import PictureFolders
@@ -89,7 +90,7 @@ def _categories(loaded: list[tuple[str, Path, dict[str, Any]]]) -> dict[int, str
     categories: dict[int, str] = {}
     for _, path, content in loaded:
         for category in content["categories"]:
-            own = _text(path, category["name"], "category")
+            own = composed(_text(path, category["name"], "category"))
             name = categories.setdefault(category["id"], own)
             if name != own:
                 raise InputError(f"{path}: category {category['id']} is {own!r} here and {name!r} elsewhere")

@@ -41,6 +41,7 @@ class Dataset:
         splits: row numbers (int64) of "train", and of "val" and "test" where there are any.
         rejected: rows that the reader or the check left out.
         notes: what a reader noticed and settled by itself, a line each.
+        split_off: whether "val" was drawn from what was to train on, and not given.
     """
 
     root: Path
@@ -51,6 +52,7 @@ class Dataset:
     splits: dict[str, NDArray[np.int64]]
     rejected: tuple[Rejected, ...] = ()
     notes: tuple[str, ...] = ()
+    split_off: bool = False
 
     def without(self, bad: Sequence[tuple[int, str]]) -> "Dataset":
         """The data set without the given (row, reason) pairs; later rows move up."""
@@ -73,6 +75,10 @@ class Dataset:
         lines = [f"left out: {rejected.file}: {rejected.reason}" for rejected in self.rejected[:NAMED]]
         more = len(self.rejected) > NAMED
         return [*lines, *[f"left out: {len(self.rejected):,} pictures in all"] * more]
+
+    def told(self) -> list[str]:
+        """Lines for the user: what a reader settled by itself, and what is left out."""
+        return [*(f"note: {note}" for note in self.notes), *self.left_out()]
 
     def fingerprint(self) -> str:
         """SHA-256 over label names, file names, file sizes, targets and splits; changes when the data set does."""

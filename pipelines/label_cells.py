@@ -30,7 +30,7 @@ def parted(cells: Collection[str], known: frozenset[str]) -> tuple[dict[str, fro
     Raises:
         InputError: lists that do not name labels.
     """
-    whole = {cell: frozenset((cell,)) for cell in known.intersection(cells)}
+    whole = {cell: frozenset((name,)) for cell in cells if (name := composed(cell)) in known}
     texts = {cell: cell for cell in cells if cell not in whole}
     quoted = {cell for cell in texts if _LIST.fullmatch(cell) and (_QUOTED.search(cell) or cell in EMPTY)}
     filled = [cell for cell in texts if cell and cell not in NOTHING]

@@ -12,7 +12,7 @@ import tyro
 
 from pipelines import command
 from pipelines.cache import replace_file
-from pipelines.dataset import Dataset, Layout
+from pipelines.dataset import Dataset, Layout, require_rows
 from pipelines.errors import InputError, reading
 from pipelines.pictures import SUFFIXES
 from pipelines.shards import Member, add, read, size_and_time, without_location, write_index
@@ -30,19 +30,24 @@ class Arguments:
     """Layout of the data set."""
     shard_size: int = 256
     """Pictures a shard, in megabytes (10^6 bytes)."""
+    allow_bad: bool = False
+    """Pack even where more than 5 % of the pictures are missing."""
 
 
 def pack(arguments: Arguments, progress: Callable[[int, int], None] = lambda done, total: None) -> Dataset:
     """Writes the shards; the data set that went into them. `progress` is told pictures done, and all.
 
     Raises:
-        InputError: no data set, or a folder with other shards in it.
+        InputError: no data set, one that lacks its pictures, or a folder with other shards in it.
     """
-    from pipelines.read import read_layout
+    from pipelines.read import read_layout, require_pictures
 
     if arguments.shard_size < 1:
         raise InputError(f"--shard-size {arguments.shard_size}: must be above 0")
     dataset = read_layout(arguments.data, arguments.format)
+    if not arguments.allow_bad:
+        require_pictures(dataset, dataset.rejected)
+    require_rows(dataset)
     to = arguments.shards
     if to.resolve().is_relative_to(dataset.root.resolve()):
         raise InputError(f"{to}: lies in the data set's own folder")
@@ -124,7 +129,7 @@ def main() -> int:
     arguments = command.parse(Arguments, "python -m pipelines.pack")
     with bar("packing") as advance:
         dataset = pack(arguments, lambda done, total: advance(done, total, ""))
-    for line in dataset.left_out():
+    for line in dataset.told():
         say(line)
     say(f"{len(dataset.files):,} pictures in {arguments.shards}")
     say(f"train with: python -m engine.train --amp --data {arguments.shards}")

@@ -71,7 +71,7 @@ def preview(arguments: Arguments) -> Path:
             allow_bad=True,
             progress=lambda done, total: advance(done, total, ""),
         )
-    for line in dataset.left_out():
+    for line in dataset.told():
         say(line)
     train = dataset.splits["train"]
     plan = epoch_rows(dataset.targets[train], arguments.sampling, arguments.seed, 0, arguments.oversample_target)

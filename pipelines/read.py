@@ -1,12 +1,12 @@
 """Reads a data set of any known layout, and checks it."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipelines.check import TOLERATED, undecodable
 from pipelines.coco import read_coco
-from pipelines.dataset import Dataset, Layout, require_rows
+from pipelines.dataset import Dataset, Layout, Rejected, require_rows
 from pipelines.errors import InputError, reading
 from pipelines.split import with_validation
 from pipelines.table import read_table
@@ -43,14 +43,20 @@ def read_dataset(
         dataset = dataset.without(undecodable(dataset.root, dataset.files, progress))
     else:
         dataset = dataset.without([(i, known[file]) for i, file in enumerate(dataset.files) if file in known])
-    bad, rows = [row for row in dataset.rejected if row.file not in known], len(dataset.files) + len(dataset.rejected)
-    if len(bad) > TOLERATED * rows and not allow_bad:
+    if not allow_bad:
+        require_pictures(dataset, [row for row in dataset.rejected if row.file not in known])
+    return with_validation(require_rows(dataset), val_fraction, seed)
+
+
+def require_pictures(dataset: Dataset, bad: Sequence[Rejected]) -> None:
+    """Raises InputError if more than 5 % of the rows are bad."""
+    rows = len(dataset.files) + len(dataset.rejected)
+    if len(bad) > TOLERATED * rows:
         first = "; ".join(f"{row.file}: {row.reason}" for row in bad[:3])
         raise InputError(
-            f"{root}: {len(bad):,} of {rows:,} rows have no usable picture ({first}{'; ...' if len(bad) > 3 else ''})"
-            f"{'; --allow-bad goes on with the rest' if len(bad) < rows else ''}"
+            f"{dataset.root}: {len(bad):,} of {rows:,} rows have no usable picture ({first}"
+            f"{'; ...' if len(bad) > 3 else ''}){'; --allow-bad goes on with the rest' if len(bad) < rows else ''}"
         )
-    return with_validation(require_rows(dataset), val_fraction, seed)
 
 
 def read_layout(root: Path, layout: Layout = "auto") -> Dataset:

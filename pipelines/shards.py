@@ -109,7 +109,7 @@ def members(shard: Path) -> list[list[Member]]:
     try:
         if index.is_file():
             return _from_index(index, shard.stat().st_size)
-        with tarfile.open(shard, "r:") as tar:
+        with tarfile.open(shard, "r:", errors="backslashreplace") as tar:  # names that are not UTF-8
             found = [_member(info.name, info.offset_data, info.size) for info in tar if info.isreg()]
     except (OSError, tarfile.TarError) as error:
         raise InputError(f"{shard}: not a usable tar file: {error}") from None

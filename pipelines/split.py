@@ -34,4 +34,4 @@ def with_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     if not 0 < len(val) < len(rows):  # few rows without labels: shares cannot be kept, any rows will do
         val = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
     train = np.setdiff1d(np.arange(len(rows)), val)
-    return replace(dataset, splits={**dataset.splits, "train": rows[train], "val": rows[val]})
+    return replace(dataset, splits={**dataset.splits, "train": rows[train], "val": rows[val]}, split_off=True)

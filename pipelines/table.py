@@ -51,11 +51,13 @@ def _read_table(root: Path) -> Dataset:
         pictures = tables["train"].header[0] if "train" in tables else None
         tables[split] = read_csv(root / f"{split}.csv", is_picture=folders[split].has, pictures=pictures)
     counts = _counts(tables["train"])
-    column = _label_column(tables["train"], counts)
+    fixed = _fixed_labels(root / "labels.txt")
+    column = None if fixed and set(fixed) <= set(_zero_one_columns(counts)) else _label_column(tables["train"], counts)
     if column is not None:
-        labels, names, notes = _labels_by_name(root, tables, column)
+        labels, names, notes = _labels_by_name(tables, column, fixed)
+        notes += _passed_over(counts, column)
     else:
-        labels, names = _labels_by_column(tables, counts, _fixed_labels(root / "labels.txt"))
+        labels, names = _labels_by_column(tables, counts, fixed)
         notes = _no_labels(counts, labels)
 
     rows = Rows()
@@ -87,6 +89,15 @@ def _no_labels(counts: Counts, labels: Iterable[str]) -> list[str]:
     found = {"no labels, since not 0/1": others - mostly, "mostly but not only 0/1, so no labels": mostly}
     in_order = {why: [repr(name) for name in counts if name in names] for why, names in found.items() if names}
     return [f"train.csv: {why}: {_first(names)}" for why, names in in_order.items()]
+
+
+def _passed_over(counts: Counts, column: str) -> list[str]:
+    """A note on other columns that might have been the labels."""
+    names = [name for name in counts if name.lower() in LABEL_COLUMNS or name in _zero_one_columns(counts, 0)]
+    others = [repr(name) for name in names if name != column]
+    if not others:
+        return []
+    return [f"train.csv: labels are those of column {column!r}; passed over: {_first(others)}"]
 
 
 def _first(names: list[str]) -> str:
@@ -155,13 +166,12 @@ def _meaning(table: Columns, label: str) -> dict[str, bool]:
 
 
 def _labels_by_name(
-    root: Path, tables: dict[str, Columns], column: str
+    tables: dict[str, Columns], column: str, fixed: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], dict[str, list[frozenset[str]]], list[str]]:
     for table in tables.values():
         if column not in table.header:
             raise InputError(f"{table.path}: column {column!r} is missing; train.csv has its labels there")
     cells = {split: table.cells[column] for split, table in tables.items()}
-    fixed = _fixed_labels(root / "labels.txt")
     try:
         labels_of, notes = parted(set[str]().union(*cells.values()), frozenset(fixed or ()))
     except InputError as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+from pipelines.accents import composed
 from pipelines.dataset import Dataset, Rejected, label_order
 from pipelines.errors import InputError, reading
 from pipelines.pictures import SUFFIXES, PictureFolders
@@ -60,9 +61,9 @@ def _without_ending(identifier: str) -> str:
 def _objects(path: Path) -> frozenset[str]:
     with reading(path):
         try:
-            names = frozenset((item.text or "").strip() for item in ElementTree.parse(path).iterfind("object/name"))
+            found = [(item.text or "").strip() for item in ElementTree.parse(path).iterfind("object/name")]
         except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: an unknown encoding
             raise InputError(f"{path}: not XML: {error}") from None
-    if "" in names:
+    if "" in found:
         raise InputError(f"{path}: has an object whose name is empty")
-    return names
+    return frozenset(map(composed, found))

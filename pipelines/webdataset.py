@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.accents import composed
 from pipelines.dataset import SPLITS, Dataset, Rejected, label_order, multi_hot
 from pipelines.errors import InputError
 from pipelines.pictures import SUFFIXES
@@ -44,7 +45,7 @@ def read_webdataset(root: Path) -> Dataset:
     fixed = root / "labels.txt"
     if fixed.is_file():
         lines = fixed.read_text(encoding="utf-8-sig").splitlines()
-        labels = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        labels = tuple(dict.fromkeys(composed(line.strip()) for line in lines if line.strip()))
     else:
         labels = label_order(name for row in set(names[: len(splits["train"])]) for name in row)
     known = frozenset(labels)
@@ -65,8 +66,10 @@ def _labels(root: Path, file: str) -> frozenset[str]:
     try:
         content = json.loads(read(f"{root}/{file}"))
         labels = content["labels"]
-        if not isinstance(labels, list) or not all(isinstance(label, str | int) for label in labels):
+        if not isinstance(labels, list) or not all(type(label) in (str, int) for label in labels):
             raise TypeError
-        return frozenset(str(label) for label in labels)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f'{without_location(file)}: not a sample\'s labels, as {{"labels": [...]}}') from None
+    if len(set(labels)) < len(labels) and {0, 1}.issuperset(labels):  # numbers of labels would not repeat
+        raise InputError(f"{without_location(file)}: its labels are a list of 0 and 1; give the labels' names")
+    return frozenset(composed(name) for label in labels if (name := str(label).strip()))

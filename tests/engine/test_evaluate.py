@@ -191,3 +191,38 @@ def test_data_that_changed_since_the_run_are_told(
         (data / "images" / name).unlink()
     with pytest.raises(InputError, match=r"9 of 39 rows have no usable picture .*--allow-bad"):
         evaluate(Arguments(run=run.folder, draws=0))
+
+
+def test_the_data_set_of_a_run_in_another_place_keeps_the_run_s_validation_pictures(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One picture less would split another set off, most of which the network was trained on."""
+    run = Run(shutil.copytree(trained_run, tmp_path / "run"))
+    assert report(ReportArguments(run=run.folder)) == 0
+    moved = shutil.copytree(own_data(trained_run), tmp_path / "moved")
+    dataset = read_dataset(moved, val_fraction=0.4)
+    held = {dataset.files[row] for row in dataset.splits["val"]}
+    rows = (moved / "train.csv").read_text().splitlines()
+    (moved / "train.csv").write_text("\n".join(row for row in rows if not row.startswith("0.png")) + "\n")
+    drawn = read_dataset(moved, val_fraction=0.4)
+    assert {drawn.files[row] for row in drawn.splits["val"]} != held - {"images/0.png"}
+    capsys.readouterr()
+    assert evaluate(Arguments(run=run.folder, data=moved, draws=0, predictions=tmp_path / "p.csv")) == 0
+    assert "has changed since the run was trained" in capsys.readouterr().out
+    assert set(pl.read_csv(tmp_path / "p.csv")["file"]) == held - {"images/0.png"}
+
+
+def test_another_data_set_with_a_validation_set_of_its_own_keeps_it(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever names of pictures both have."""
+    run = Run(shutil.copytree(trained_run, tmp_path / "run"))
+    assert report(ReportArguments(run=run.folder)) == 0
+    other = shutil.copytree(own_data(trained_run), tmp_path / "other")
+    header, *rows = (other / "train.csv").read_text().splitlines()
+    for name, part in (("train", rows[:25]), ("val", rows[25:])):
+        (other / f"{name}.csv").write_text("\n".join([header, *part]) + "\n")
+    capsys.readouterr()
+    assert evaluate(Arguments(run=run.folder, data=other, draws=0, predictions=tmp_path / "p.csv")) == 0
+    assert "has changed" not in capsys.readouterr().out
+    assert set(pl.read_csv(tmp_path / "p.csv")["file"]) == {f"images/{row.partition(',')[0]}" for row in rows[25:]}

@@ -17,8 +17,9 @@ from pipelines.dataset import Dataset
 from pipelines.errors import InputError
 from pipelines.loader import TrainingPlan, evaluation_stream, training_stream
 from pipelines.pack import Arguments, pack
+from pipelines.pack import main as packing
 from pipelines.read import read_dataset, read_layout
-from pipelines.shards import members, read
+from pipelines.shards import add, members, read
 
 Make = Callable[..., Path]
 SPEC = PictureSpec(size=48)
@@ -136,9 +137,11 @@ def test_a_shard_that_goes_away_is_told(packed: tuple[Dataset, Path]) -> None:
         ({"a.jpg": b"x", "a.json": b"{}"}, "train-0.tar/a.json: not a sample's labels"),
         ({"a.jpg": b"x", "a.json": b"[1"}, "not a sample's labels"),
         ({"a@b.jpg": b"x", "a@b.json": b'{"labels": [null]}'}, "train-0.tar/a@b.json: not a sample's labels"),
+        ({"a.jpg": b"x", "a.json": b'{"labels": [true, false]}'}, "train-0.tar/a.json: not a sample's labels"),
+        ({"a.jpg": b"x", "a.json": b'{"labels": [0, 1, 0]}'}, "a list of 0 and 1; give the labels' names"),
         (None, "not a usable tar file"),
     ],
-    ids=["no labels", "no json", "no name", "no tar"],
+    ids=["no labels", "no json", "no name", "flags", "numbers", "no tar"],
 )
 def test_shards_that_are_none(tmp_path: Path, content: dict[str, bytes] | None, words: str) -> None:
     path = tmp_path / "train-0.tar"
@@ -151,6 +154,55 @@ def test_shards_that_are_none(tmp_path: Path, content: dict[str, bytes] | None, 
                 tar.add(tmp_path / "file", name)
     with pytest.raises(InputError, match=words):
         read_layout(tmp_path)
+
+
+def shard(folder: Path, samples: dict[str, list[object]]) -> Path:
+    """A folder of one shard with a picture and labels a sample."""
+    with tarfile.open(folder / "train-0.tar", "w") as tar:
+        for key, labels in samples.items():
+            add(tar, f"{key}.jpg", b"x")
+            add(tar, f"{key}.json", json.dumps({"labels": labels}).encode())
+    return folder
+
+
+def test_labels_in_shards_are_read_as_those_in_tables_are(tmp_path: Path) -> None:
+    """Blanks around them are not theirs, one of no letters is none, and accents are one however they are written."""
+    root = shard(tmp_path, {"a": [" cafe\u0301 ", ""], "b": ["caf\u00e9", 7], "c": []})
+    assert read_layout(root).labels == ("7", "caf\u00e9")
+    (root / "labels.txt").write_text("7\ncafe\u0301\n")
+    dataset = read_layout(root)
+    assert dataset.labels == ("7", "caf\u00e9")
+    assert dataset.targets.tolist() == [[False, True], [True, True], [False, False]]
+
+
+def test_names_in_shards_that_are_not_unicode(tmp_path: Path) -> None:
+    root = shard(tmp_path, {"gr\udcfc\udcdf": ["x"], "b": ["y"]})
+    dataset = read_layout(root)
+    assert len(dataset.files) == 2
+    "".join(dataset.files).encode()
+    assert read(f"{root}/{dataset.files[0]}") == b"x"
+
+
+def test_shards_are_not_made_of_a_data_set_that_lacks_its_pictures(
+    table: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, to = table(pictures=6, val="image,labels\ngone.jpg,cat\n"), tmp_path / "shards"
+    with pytest.raises(InputError, match=r"1 of 7 rows have no usable picture .*--allow-bad goes on"):
+        pack(Arguments(data=root, shards=to))
+    assert not to.exists()
+    assert len(pack(Arguments(data=root, shards=to, allow_bad=True)).files) == 6
+    (root / "images").rename(root / "pictures")
+    with pytest.raises(InputError, match="no training pictures are left"):
+        pack(Arguments(data=root, shards=tmp_path / "others", allow_bad=True))
+
+
+def test_what_a_table_leaves_to_guess_is_told(
+    table: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = table("image,labels\n0.jpg,traffic light\n1.jpg,dog\n")
+    monkeypatch.setattr("sys.argv", ["pack", str(root), str(tmp_path / "shards")])
+    assert packing() == 0
+    assert "note: column 'labels': labels are separated by blanks" in capsys.readouterr().out
 
 
 def test_samples_without_a_picture_or_labels_are_named(tmp_path: Path) -> None:

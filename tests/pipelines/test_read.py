@@ -146,6 +146,26 @@ def test_voc_labels_come_from_objects_difficult_ones_too(tmp_path: Path) -> None
     assert [r.file for r in dataset.rejected] == ["missing"]
 
 
+def test_accents_are_one_however_they_are_written_in_coco_and_voc(tmp_path: Path) -> None:
+    apart, whole = "cafe\u0301", "caf\u00e9"
+    for folder in ("coco", "voc"):
+        (tmp_path / folder).mkdir()
+    root = coco_folder(tmp_path / "coco", [])
+    for split, name in (("train", apart), ("val", whole)):
+        content = {
+            "images": [{"id": 1, "file_name": "train2017/a b.jpg"}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1}],
+            "categories": [{"id": 1, "name": name}],
+        }
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    assert read_coco(root).labels == (whole,)
+    root = voc_folder(tmp_path / "voc")
+    for i, name in enumerate((apart, whole)):
+        xml = f"<annotation><object><name>{name}</name></object></annotation>"
+        (root / "Annotations" / f"{i}.xml").write_text(xml, encoding="utf-8")
+    assert read_voc(root).labels == (whole, "cat", "x2")
+
+
 def test_an_id_whose_file_is_of_another_kind_is_told_with_the_file(tmp_path: Path) -> None:
     root = voc_folder(tmp_path)
     (root / "JPEGImages" / "moving.gif").write_bytes(b"GIF89a")

@@ -298,6 +298,24 @@ def test_a_zero_one_column_beside_the_labels_is_no_label(table: Make) -> None:
     assert labels_of(root) == {"0.jpg": {"a", "b"}, "1.jpg": {"b"}}
 
 
+def test_labels_txt_chooses_0_1_columns_beside_a_column_of_names(table: Make) -> None:
+    root = table("image,cat,dog,class,category\n0.jpg,1,0,x,pet\n1.jpg,0,1,y,wild\n")
+    dataset = read_table(root)
+    assert dataset.labels == ("x", "y")
+    note = "train.csv: labels are those of column 'class'; passed over: 'cat', 'dog', 'category'"
+    assert dataset.notes == (note,)
+    (root / "labels.txt").write_text("cat\ndog\n")
+    assert labels_of(root) == {"0.jpg": {"cat"}, "1.jpg": {"dog"}}
+    (root / "labels.txt").write_text("x\ny\nz\n")
+    assert read_table(root).labels == ("x", "y", "z")
+
+
+def test_a_label_of_two_words_is_whole_however_its_accents_are_written(table: Make) -> None:
+    root = table("image,labels\n0.jpg,cre\u0300me bru\u0302le\u0301e\n1.jpg,tea\n")
+    (root / "labels.txt").write_text("cr\u00e8me br\u00fbl\u00e9e\ntea\n")
+    assert labels_of(root) == {"0.jpg": {"cr\u00e8me br\u00fbl\u00e9e"}, "1.jpg": {"tea"}}
+
+
 def test_label_order_is_natural(table: Make) -> None:
     assert read_table(table("image,labels\n0.jpg,10 2\n1.jpg,1\n")).labels == ("1", "2", "10")
 
