@@ -11,13 +11,14 @@ network that is thrown away, so that nothing is compiled on the clock; looking a
 (bench.race).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import command
-from engine.config import Config, Device, Preset, resolve
+from engine.config import LARGEST, Config, Device, Preset, resolve
 from pipelines.dataset import Layout
 from pipelines.errors import InputError
 
@@ -78,14 +79,20 @@ def speedrun(arguments: Arguments) -> int:
     from bench.speedrun_figures import write_figures
     from engine.answers import Stopped
     from engine.data import read_data
+    from engine.fitting import fitting_batch
     from pipelines.progress import say
 
     configs = _configs(arguments)
     dataset = read_data(arguments.data, configs["paper"])
     say(dataset.summary())
+    configs = {preset: fitting_batch(config, dataset) for preset, config in configs.items()}
     splits = ("val", "test") if arguments.test else ("val",)
     if missing := [split for split in splits if split not in dataset.splits]:
         raise InputError(f"{arguments.data}: there is no {missing[0]} split")
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {arguments.out}: cannot be made: {error.strerror}") from None
     races: list[dict[str, Outcome]] = []
     with command.Interrupt() as interrupt:
         try:
@@ -108,8 +115,8 @@ def _configs(arguments: Arguments) -> dict[Preset, Config]:
         raise InputError(f"--seeds {arguments.seeds}: must be above 0")
     if arguments.epochs is not None and arguments.budget_minutes is not None:
         raise InputError("--epochs and --budget-minutes exclude each other")
-    if arguments.budget_minutes is not None and not arguments.budget_minutes > 0:
-        raise InputError(f"--budget-minutes {arguments.budget_minutes:g}: must be above 0")
+    if arguments.budget_minutes is not None and not 0 < arguments.budget_minutes < math.inf:
+        raise InputError(f"--budget-minutes {arguments.budget_minutes:g}: must be above 0 and finite")
     given = {name: getattr(arguments, name) for name in ("image_size", "width", "batch_size", "device")}
     given |= {"data": str(arguments.data.absolute()), "layout": arguments.format, "amp": arguments.amp or None}
     return {"paper": resolve("paper", {**given, "epochs": arguments.epochs}), "fast": resolve("fast", given)}
@@ -135,7 +142,7 @@ def _in_budget(config: Config, dataset: "Dataset", pace: float, minutes: float |
     if minutes is None:
         return config
     steps = _trainer(config, dataset, lambda: False).steps
-    return replace(config, epochs=max(1, round(60 * minutes / (pace * steps))))
+    return replace(config, epochs=min(int(LARGEST["epochs"]), max(1, round(60 * minutes / (pace * steps)))))
 
 
 def _race(

@@ -1,5 +1,6 @@
 """python -m engine.ablate: the study's arms and ours on any data set, as a table and figures."""
 
+import math
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from engine import command
 from engine.arms import ARMS, Arm, command_line
-from engine.config import Config, Device, resolve
+from engine.config import LARGEST, PRESETS, Config, Device, resolve
 from pipelines.dataset import Layout
 from pipelines.errors import InputError
 
@@ -160,8 +161,8 @@ def _check(arguments: Arguments) -> None:
         raise InputError("--arms: each arm once, and one at least")
     if arguments.epochs is not None and arguments.budget_minutes is not None:
         raise InputError("--epochs and --budget-minutes exclude each other")
-    if arguments.budget_minutes is not None and not arguments.budget_minutes > 0:
-        raise InputError(f"--budget-minutes {arguments.budget_minutes:g}: must be above 0")
+    if arguments.budget_minutes is not None and not 0 < arguments.budget_minutes < math.inf:
+        raise InputError(f"--budget-minutes {arguments.budget_minutes:g}: must be above 0 and finite")
     for arm in arguments.arms:
         _config(arguments, arm, 0)
 
@@ -176,6 +177,21 @@ def _recipe(arguments: Arguments, arm: Arm) -> dict[str, Any]:
     """What makes the arm: a preset may change from one version to the next."""
     values = _config(arguments, arm, 0).values()
     return {name: value for name, value in values.items() if name not in ("data", "device", "epochs", "seed")}
+
+
+def _has_others(arguments: Arguments, arm: Arm) -> bool:
+    """Whether there are runs of the arm by another recipe: an earlier version wrote none into study.json."""
+    from engine.run import Run
+
+    names = ({*PRESETS["fast"]} | {*ARMS[arm].values}) - {"preset", "epochs", "batch_size"}
+    wanted = _config(arguments, arm, 0)
+    for folder in (arguments.out / "runs").glob(f"{arm}-*"):
+        run = Run(folder)
+        if run.config.exists():
+            own = Config.load(run.read_config(), run.config)
+            if any(getattr(own, name) != getattr(wanted, name) for name in names):
+                return True
+    return False
 
 
 def _common(arguments: Arguments) -> dict[str, Any]:
@@ -244,7 +260,8 @@ def _plan(
     epochs: dict[str, int] = {} if begun is None else begun["epochs"]
     recipes = {} if begun is None else begun["recipes"]
     for arm in arguments.arms:
-        if arm in recipes and recipes[arm] != _recipe(arguments, arm):
+        known = arm in recipes
+        if recipes[arm] != _recipe(arguments, arm) if known else _has_others(arguments, arm):
             what = f"{ARMS[arm].title} was another recipe when the study began"
             raise InputError(f"{path}: {what}; another --out begins anew")
         recipes[arm] = _recipe(arguments, arm)
@@ -257,7 +274,7 @@ def _plan(
         epochs[arm] = config.epochs
         if arguments.budget_minutes is not None:
             seconds = seconds_an_epoch(config, dataset)
-            epochs[arm] = max(1, round(60 * arguments.budget_minutes / seconds))
+            epochs[arm] = min(int(LARGEST["epochs"]), max(1, round(60 * arguments.budget_minutes / seconds)))
             say(f"{ARMS[arm].title}: {seconds:.0f} s an epoch, {epochs[arm]} epochs")
     arguments.out.mkdir(parents=True, exist_ok=True)
     rejected = {row.file: row.reason for row in dataset.rejected}

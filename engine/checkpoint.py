@@ -9,6 +9,7 @@ import os
 import pickle
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,12 @@ class Checkpoints:
         return None
 
 
+@cache
+def _stream(device: torch.device) -> "torch.cuda.Stream":
+    """One for good: torch hands few out in turn, and another might be the one that steps are recorded on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 class _Copy:
     """A state whose tensors nobody writes to, on the device where they were."""
 
@@ -85,7 +92,7 @@ class _Copy:
         """The state in the CPU's memory. On a GPU it is fetched beside the stream that trains, not in it."""
         leaves = self.leaves
         for device in self.devices:
-            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream = _stream(device)
             stream.wait_event(self.made[device])
             with torch.cuda.stream(stream):
                 leaves = [t.cpu() if isinstance(t, Tensor) and t.device == device else t for t in leaves]

@@ -10,6 +10,7 @@ from engine.answers import predict
 from engine.config import Config
 from engine.device import decide
 from engine.fitting import fitting_batch
+from engine.memory import give_freed_memory_back
 from engine.run import Run
 from engine.trainer import Trainer
 from pipelines.dataset import Dataset
@@ -60,4 +61,7 @@ def seconds_an_epoch(config: Config, dataset: Dataset) -> float:
         stream = evaluation_stream(dataset.root, dataset.files, some, config.batch_size, spec)
         predict(trainer.model, stream, placement, len(dataset.labels))
         validation = (time.perf_counter() - began) / math.ceil(len(some) / config.batch_size)
-    return step * trainer.steps + validation * math.ceil(len(rows) / config.batch_size)
+        steps = trainer.steps
+        del trainer, stream
+    give_freed_memory_back()
+    return step * steps + validation * math.ceil(len(rows) / config.batch_size)

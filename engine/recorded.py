@@ -30,6 +30,11 @@ class Stream:
         self.warm = False
         self.pool = torch.cuda.graph_pool_handle()
 
+    def give_back(self) -> None:
+        """Memory of what was forgotten is free for others than torch, once nothing holds the recordings any more."""
+        gc.collect()
+        torch.cuda.empty_cache()
+
     def run(self, call: Callable[[], object]) -> None:
         """Calls it here, after all that has been ordered before and before all that follows."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))

@@ -92,6 +92,7 @@ class Step:
                 for parameter in self.parameters:
                     parameter.grad = None
                 self._take_functions()
+                self.stream.give_back()
         self.size = size
 
     def add_gradient(self, images: Tensor, targets: Tensor, first: bool = True, together: int = 1) -> Tensor:

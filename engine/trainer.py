@@ -215,6 +215,7 @@ class Trainer:
         self.model.train()
         while at.step < self.steps:
             if self._stops():
+                self._look()
                 at.seconds += time.perf_counter() - began
                 raise Stopped
             before = at.step

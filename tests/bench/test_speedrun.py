@@ -12,7 +12,7 @@ from bench.race import Look, Outcome, Watch, race
 from bench.speedrun import Arguments, speedrun
 from bench.speedrun_figures import compared, medians, rarest, told
 from engine.answers import Stopped
-from engine.config import resolve
+from engine.config import Config, resolve
 from engine.device import decide
 from engine.run import Run, write_json
 from engine.trainer import Trainer
@@ -145,6 +145,7 @@ def test_the_whole_command(table: Make, tmp_path: Path, monkeypatch: pytest.Monk
         ({"seeds": 0}, "--seeds 0"),
         ({"epochs": 2, "budget_minutes": 1.0}, "exclude each other"),
         ({"budget_minutes": 0.0}, "--budget-minutes 0"),
+        ({"budget_minutes": float("inf")}, "--budget-minutes inf"),
         ({"epochs": 2, "test": True}, "no test split"),
     ],
 )
@@ -156,3 +157,27 @@ def test_bad_input_is_told_before_training(
     with pytest.raises(InputError, match=message):
         speedrun(Arguments(data=table(), out=tmp_path / "out", **{**TINY, **changes}))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_for_the_figures_is_made_before_training(
+    table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_pace", lambda *_: pytest.fail("training began"))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--out .*file: cannot be made: File exists"):
+        speedrun(Arguments(data=table(), out=tmp_path / "file", **TINY))  # type: ignore[arg-type]
+
+
+def test_batches_are_no_larger_than_an_epoch(table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fast` takes 64 pictures at once, this set has fewer."""
+    sizes = []
+
+    def stopped(config: Config, *_: object) -> float:
+        sizes.append(config.batch_size)
+        raise Stopped
+
+    monkeypatch.setattr(module, "_pace", stopped)
+    root = table(pictures=8)
+    arguments = Arguments(data=root, out=tmp_path / "out", **{**TINY, "batch_size": 64})  # type: ignore[arg-type]
+    speedrun(arguments)
+    assert sizes[0] < 64

@@ -185,6 +185,23 @@ def test_a_study_begun_by_an_older_version_goes_on(table: Make, tmp_path: Path, 
     assert begun(trainings) == ["baseline-0"]
 
 
+def test_runs_of_another_recipe_are_found_where_an_older_version_wrote_none_down(
+    table: Make, tmp_path: Path, trainings: Trainings
+) -> None:
+    root, out = table(), tmp_path / "study"
+    arguments = of(root, out, arms=("baseline", "ours"))
+    assert ablate(arguments) == 0
+    study, arms = out / "study.json", {arm: Run(out / "runs" / f"{arm}-0") for arm in arguments.arms}
+    write_json(study, {key: value for key, value in json.loads(study.read_text()).items() if key != "recipes"})
+    for arm, run in arms.items():
+        write_json(run.config, {**run.read_config(), **ablating._config(arguments, arm, 0).values()})
+    whole = {key: value for key, value in arms["ours"].read_config().items() if key != "picture_sizes"}
+    write_json(arms["ours"].config, whole)
+    with pytest.raises(InputError, match=r"study\.json: .* was another recipe when the study began"):
+        ablate(of(root, out, arms=("ours",)))
+    assert ablate(of(root, out, arms=("baseline",))) == 0
+
+
 def test_a_budget_is_measured_with_a_batch_that_an_epoch_has(table: Make, tmp_path: Path) -> None:
     """`ours` takes 64 pictures at once, this set has 18 to train on."""
     arguments = of(table(), tmp_path / "study", arms=("ours",), width=0.125, batch_size=None)
@@ -238,6 +255,7 @@ def test_runs_of_two_recipes_are_not_averaged(table: Make, tmp_path: Path, monke
         ({"arms": ()}, "--arms"),
         ({"budget_minutes": 1.0}, "--epochs and --budget-minutes"),
         ({"epochs": None, "budget_minutes": 0.0}, "--budget-minutes 0"),
+        ({"epochs": None, "budget_minutes": float("inf")}, "--budget-minutes inf"),
         ({"image_size": 10}, "--image-size 10"),
         ({"data": Path("/no/data")}, "/no/data: no such folder"),
     ],

@@ -59,6 +59,9 @@ class TapeStream:
     def forget(self) -> None:
         self.warm = False
 
+    def give_back(self) -> None:
+        pass
+
     def run(self, call: Callable[[], object]) -> None:
         call()
 

@@ -136,6 +136,30 @@ def test_stopped_in_the_final_report_the_last_epoch_stays(
     assert [Run(tmp_path).last.read_bytes()] == at_the_end
 
 
+def test_a_stop_counts_the_steps_that_were_skipped_before_it(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add = Trainer.add_gradient
+
+    def poisoned(self: Trainer, batch: Batch, *rest: Any) -> Any:
+        if (self.progress.epoch, self.progress.step) == (0, 1):
+            batch = replace(batch, images=batch.images * float("nan"))
+        return add(self, batch, *rest)
+
+    monkeypatch.setattr(Trainer, "add_gradient", poisoned)
+    trainer_of(dataset, tmp_path / "whole").fit()
+    capsys.readouterr()
+    stopped = trainer_of(dataset, tmp_path / "parts", 3)
+    with pytest.raises(Stopped):
+        stopped.fit()
+    assert stopped.progress.skipped == 1
+    assert "step 2 of epoch 1 was skipped: its loss is not a number" in capsys.readouterr().out
+    again = trainer_of(dataset, tmp_path / "parts")
+    again.restore()
+    again.fit()
+    assert outcome(tmp_path / "parts")[1:] == outcome(tmp_path / "whole")[1:]
+
+
 STEADY = {"accumulate": 3, "clip_grad_norm": 0.5, "ema_decay": 0.7, "schedule": "cosine"}
 
 
