@@ -96,8 +96,10 @@ def speedrun(arguments: Arguments) -> int:
     races: list[dict[str, Outcome]] = []
     with command.Interrupt() as interrupt:
         try:
+            say("a few steps of each preset first, on a network that is thrown away")
             pace = {name: _pace(configs[preset], dataset, interrupt) for name, preset in RUNS.items() if name != "fast"}
             configs["paper"] = _in_budget(configs["paper"], dataset, pace["paper"], arguments.budget_minutes)
+            say(f"a batch takes {pace['paper']:.3g} s in paper and {pace['sprint']:.3g} s in fast")
             for seed in range(arguments.seeds):
                 seeded = {preset: replace(config, seed=seed) for preset, config in configs.items()}
                 races.append(_race(seeded, dataset, pace, splits, interrupt))

@@ -108,6 +108,8 @@ def _dataset(arguments: Arguments, trained: "Trained") -> "Dataset":
         raise InputError(f"{dataset.root}: has other labels than the run was trained for")
     if dataset.fingerprint() != trained.fingerprint:
         say(f"note: {dataset.root} has changed since the run was trained")
+        for line in dataset.left_out():
+            say(line)
         dataset = with_validation_of(run, dataset)
     return dataset
 

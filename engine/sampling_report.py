@@ -33,10 +33,11 @@ def sampling_report(dataset: Dataset, config: Config, run: Run) -> list[str]:
         more = f" and {len(unseen) - SHOWN:,} other labels" if len(unseen) > SHOWN else ""
         lines.append(f"{config.sampling}: no training picture has {', '.join(unseen[:SHOWN])}{more}: nothing to repeat")
     order = np.argsort(before, kind="stable")
-    order = order if len(order) <= 2 * SHOWN else np.concatenate([order[:SHOWN], order[-SHOWN:]])
-    counts = ", ".join(f"{dataset.labels[i]} {before[i]:,} → {after[i]:,}" for i in order)
+    counts = [f"{dataset.labels[i]} {before[i]:,} → {after[i]:,}" for i in order]
+    if len(counts) > 2 * SHOWN:
+        counts[SHOWN:-SHOWN] = [f"{len(counts) - 2 * SHOWN:,} labels between them"]
     growth = f"{len(targets):,} → {len(drawn):,} rows an epoch ({len(drawn) / len(targets):.2f}×)"
-    lines.append(f"{config.sampling}: {growth}; {counts}")
+    lines.append(f"{config.sampling}: {growth}; {', '.join(counts)}")
     major = before >= np.median(before)
     grown = after[major].sum() / max(1, before[major].sum())
     lines.append(f"{config.sampling}: the more frequent half of the labels grew {grown:.2f}× along with the others")

@@ -358,7 +358,7 @@ def _summarise(run: "Run") -> None:
 
     report = json.loads(run.report.read_text())
     say(
-        f"best epoch {report['epoch']}: val loss {report['loss']:.4f}, micro-F1 {report['micro_f1']:.4f} "
+        f"kept epoch {report['epoch']}: val loss {report['loss']:.4f}, micro-F1 {report['micro_f1']:.4f} "
         f"({report['tuned']['micro_f1']:.4f} with tuned thresholds), macro-F1 {report['macro_f1']:.4f}, "
         f"mAP {report['map']:.4f}"
     )

@@ -43,7 +43,7 @@ class PictureMemory:
     def summary(self, rows: int) -> str:
         """One line: how many of a split's pictures are kept, and the memory they take."""
         return (
-            f"{len(self.pictures):,} of {rows:,} training pictures are kept decoded in memory, "
+            f"{len(self.pictures):,} of {rows:,} training pictures are kept decoded in memory so far, "
             f"{self.size / 1e9:.2g} GB of {self.limit / 1e9:.2g} GB"
         )
 

@@ -861,7 +861,11 @@ pathlib.Path({str(tmp_path / "saved")!r}).write_text(str(interrupt.status))
         stdout=ours,
         stderr=ours,
         cwd=Path(__file__).parents[2],
-        preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
+        preexec_fn=lambda: (
+            signal.signal(signal.SIGHUP, signal.SIG_DFL),  # whatever these tests were started from
+            os.setsid(),
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        ),
     )
     os.close(ours)
     said = b""
