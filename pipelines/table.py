@@ -93,8 +93,8 @@ def _no_labels(counts: Counts, labels: Iterable[str]) -> list[str]:
 
 def _passed_over(counts: Counts, column: str) -> list[str]:
     """A note on other columns that might have been the labels."""
-    names = [name for name in counts if name.lower() in LABEL_COLUMNS or name in _zero_one_columns(counts, 0)]
-    others = [repr(name) for name in names if name != column]
+    flags = set(_zero_one_columns(counts, 0))
+    others = [repr(name) for name in counts if name != column and (name in flags or name.lower() in LABEL_COLUMNS)]
     if not others:
         return []
     return [f"train.csv: labels are those of column {column!r}; passed over: {_first(others)}"]
