@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipelines.accents import composed
 from pipelines.dataset import SPLITS, Dataset, Rejected, label_order
 from pipelines.delimited import Columns, read_csv
-from pipelines.errors import InputError, reading
+from pipelines.errors import InputError
+from pipelines.fixed_labels import fixed_labels
 from pipelines.label_cells import parted
 from pipelines.pictures import PictureFolders
 from pipelines.rows import Rows
@@ -51,7 +51,7 @@ def _read_table(root: Path) -> Dataset:
         pictures = tables["train"].header[0] if "train" in tables else None
         tables[split] = read_csv(root / f"{split}.csv", is_picture=folders[split].has, pictures=pictures)
     counts = _counts(tables["train"])
-    fixed = _fixed_labels(root / "labels.txt")
+    fixed = fixed_labels(root)
     column = None if fixed and set(fixed) <= set(_zero_one_columns(counts)) else _label_column(tables["train"], counts)
     if column is not None:
         labels, names, notes = _labels_by_name(tables, column, fixed)
@@ -187,15 +187,6 @@ def _labels_by_name(
                 path = tables[split].path
                 raise InputError(f"{path}: {picture} has the label {unknown!r}, which {where} does not have")
     return labels, names, [f"column {column!r}: {note}" for note in notes]
-
-
-def _fixed_labels(path: Path) -> tuple[str, ...] | None:
-    """The labels that a file has a line each, once each; None where there is no such file."""
-    if not path.is_file():
-        return None
-    with reading(path):
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return tuple(dict.fromkeys(composed(line.strip()) for line in lines if line.strip()))
 
 
 def _labels_by_column(

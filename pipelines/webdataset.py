@@ -12,6 +12,7 @@ import numpy as np
 from pipelines.accents import composed
 from pipelines.dataset import SPLITS, Dataset, Rejected, label_order, multi_hot
 from pipelines.errors import InputError
+from pipelines.fixed_labels import fixed_labels
 from pipelines.pictures import SUFFIXES
 from pipelines.shards import Member, members, read, without_location
 
@@ -42,16 +43,12 @@ def read_webdataset(root: Path) -> Dataset:
                 names.append(_labels(root, _name(shard.name, label)))
         if split == "train" or len(files) > first:
             splits[split] = np.arange(first, len(files))
-    fixed = root / "labels.txt"
-    if fixed.is_file():
-        lines = fixed.read_text(encoding="utf-8-sig").splitlines()
-        labels = tuple(dict.fromkeys(composed(line.strip()) for line in lines if line.strip()))
-    else:
-        labels = label_order(name for row in set(names[: len(splits["train"])]) for name in row)
+    fixed = fixed_labels(root)
+    labels = label_order(name for row in set(names[: len(splits["train"])]) for name in row) if fixed is None else fixed
     known = frozenset(labels)
     for file, row in zip(files, names, strict=True):
         if not row <= known:
-            where = "labels.txt" if fixed.is_file() else "train-*.tar"
+            where = "train-*.tar" if fixed is None else "labels.txt"
             raise InputError(
                 f"{without_location(file)} has the label {min(row - known)!r}, which {where} does not have"
             )

@@ -183,9 +183,7 @@ def test_names_in_shards_that_are_not_unicode(tmp_path: Path) -> None:
     assert read(f"{root}/{dataset.files[0]}") == b"x"
 
 
-def test_shards_are_not_made_of_a_data_set_that_lacks_its_pictures(
-    table: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_shards_are_not_made_of_a_data_set_that_lacks_its_pictures(table: Make, tmp_path: Path) -> None:
     root, to = table(pictures=6, val="image,labels\ngone.jpg,cat\n"), tmp_path / "shards"
     with pytest.raises(InputError, match=r"1 of 7 rows have no usable picture .*--allow-bad goes on"):
         pack(Arguments(data=root, shards=to))
